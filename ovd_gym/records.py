@@ -1,0 +1,256 @@
+"""What flows through a training step, frozen and typed: task -> trajectory -> critique.
+
+Shapes: ``L`` tokens of a trajectory, ``T`` steps. Times in seconds, log-probabilities in nats, rewards in [0, 1].
+
+A two-turn episode, token by token (``#`` marks a sampled token; only those are ever trained)::
+
+    ids     [q q q q | p p p | o o | a a]       q: prompt, p: the tool call, o: its result, a: the answer
+    mask             . . . .   # # #   . .   # #
+    steps                      [4,7)         [9,11)
+
+Records are stored as JSON lines and load back equal, bit for bit (:func:`save_jsonl`, :func:`load_jsonl`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from ovd_gym.errors import DataError
+
+__all__ = [
+    "Critique",
+    "Message",
+    "Record",
+    "Score",
+    "ScoreStatus",
+    "Step",
+    "Task",
+    "ToolCall",
+    "ToolSpec",
+    "Trajectory",
+    "first_problem",
+    "load_jsonl",
+    "save_jsonl",
+]
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, no unknown fields, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Task(Record):
+    """A question with its gold answers. The gold answers stay in the environment; no agent sees them."""
+
+    id: str
+    question: str
+    answers: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Gold answers, any one of which is right."""
+    metadata: dict[str, JsonValue] = {}
+
+
+class Message(Record):
+    """One turn of a conversation. ``tool`` is the environment speaking."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+class ToolSpec(Record):
+    """A tool as the student is told of it."""
+
+    name: str
+    description: str
+    parameters: dict[str, JsonValue]
+    """JSON schema (an object schema) of the arguments."""
+    final: bool = False
+    """Calling it ends the episode."""
+
+
+class ToolCall(Record):
+    """A call read from the student's own text."""
+
+    name: str
+    arguments: dict[str, JsonValue] = {}
+
+
+class Step(Record):
+    """One action of the student and what the environment said to it.
+
+    A turn is one step, or several where a single-turn solution is split by paragraph.
+    """
+
+    text: str
+    """The sampled text, for reading; training uses the ids of the span."""
+    start: Annotated[int, Field(ge=0)]
+    end: int
+    """Token span ``[start, end)`` in ``Trajectory.token_ids``; every token in it was sampled."""
+    call: ToolCall | None = None
+    """None where the text holds no valid call (see ``error``) or is a paragraph before the last."""
+    observation: str = ""
+    error: str | None = None
+    """Why the call was refused; the observation says the same to the student."""
+
+    @model_validator(mode="after")
+    def _span(self) -> Self:
+        if self.end <= self.start:
+            raise ValueError(
+                f"empty span [{self.start}, {self.end}): a step holds at least one sampled token"
+            )
+        return self
+
+
+class Trajectory(Record):
+    """One episode: token ids exactly as fed and as sampled, never decoded and re-encoded."""
+
+    id: str
+    group_id: str
+    """Trajectories of the same task in the same training step share it; advantages are relative to it."""
+    task: Task
+    steps: tuple[Step, ...]
+    """[T], in order; their spans are disjoint and cover exactly the sampled tokens."""
+    token_ids: tuple[int, ...]
+    """[L]"""
+    logprobs: tuple[Annotated[float, Field(le=0.0)], ...]
+    """[L] nats, under the policy that sampled them (temperature 1); 0.0 where a token was not sampled."""
+    reward: float | None
+    """The environment's reward; None when the episode failed for a reason outside the student's power."""
+    answer: str | None = None
+    status: Literal["terminated", "truncated", "failed"]
+    """``terminated``: answered. ``truncated``: out of turns or tokens. ``failed``: infrastructure broke."""
+    reason: str = ""
+    """Which budget ran out, or what broke."""
+    policy_version: Annotated[int, Field(ge=0)] = 0
+    """Number of learner updates the sampling weights had seen."""
+
+    @property
+    def mask(self) -> tuple[bool, ...]:
+        """[L] True on sampled tokens: the union of the steps' spans."""
+        mask = [False] * len(self.token_ids)
+        for step in self.steps:
+            mask[step.start : step.end] = [True] * (step.end - step.start)
+        return tuple(mask)
+
+    @property
+    def num_sampled(self) -> int:
+        """Number of sampled tokens."""
+        return sum(step.end - step.start for step in self.steps)
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        if len(self.logprobs) != len(self.token_ids):
+            raise ValueError(f"{len(self.logprobs)} logprobs for {len(self.token_ids)} token ids")
+        position = 0
+        for k, step in enumerate(self.steps):
+            if step.start < position or step.end > len(self.token_ids):
+                raise ValueError(
+                    f"step {k} spans [{step.start}, {step.end}), but [{position}, {len(self.token_ids)}) is free"
+                )
+            position = step.end
+        if any(logprob and not sampled for logprob, sampled in zip(self.logprobs, self.mask, strict=True)):
+            raise ValueError("a token outside every step has a log-probability: it was not sampled")
+        if (self.status == "failed") != (self.reward is None):
+            raise ValueError(
+                f"status {self.status!r} with reward {self.reward}: None belongs to 'failed' alone"
+            )
+        return self
+
+
+ScoreStatus = Literal["ok", "timeout", "refused", "malformed", "low_mass", "over_budget", "error"]
+
+
+class Score(Record):
+    """A teacher's digit, or the reason why there is none. A missing score never turns into a number."""
+
+    value: Annotated[int, Field(ge=0, le=9)] | None
+    status: ScoreStatus = "ok"
+    mean: Annotated[float, Field(ge=0, le=9)] | None = None
+    """Expected score under the teacher's digit distribution; the digit itself when only that is known."""
+    probs: Annotated[tuple[float, ...], Field(min_length=10, max_length=10)] | None = None
+    """[10] the distribution over the digits, renormalised."""
+    digit_mass: Annotated[float, Field(ge=0, le=1.000001)] | None = None
+    """Probability the teacher gave to all ten digits together, before renormalising."""
+    rationale: str = ""
+
+    @classmethod
+    def of(cls, value: float, rationale: str = "") -> Score:
+        """A valid score without a distribution; a fractional value is kept as ``mean``, rounded as ``value``."""
+        return cls(value=int(value + 0.5), mean=float(value), rationale=rationale)
+
+    @classmethod
+    def invalid(cls, status: ScoreStatus, why: str = "") -> Score:
+        """A score that could not be had, and why."""
+        return cls(value=None, status=status, rationale=why)
+
+    @property
+    def valid(self) -> bool:
+        """Whether there is a number."""
+        return self.value is not None
+
+    @property
+    def u(self) -> float:
+        """The score on [0, 1]: ``mean / 9``. Raises ValueError when there is none."""
+        if self.mean is None:
+            raise ValueError(f"no number in a score with status {self.status!r}")
+        return self.mean / 9
+
+    @model_validator(mode="after")
+    def _number_or_status(self) -> Self:
+        if (self.status == "ok") != (self.value is not None) or (self.value is None) != (self.mean is None):
+            raise ValueError(
+                f"value {self.value}, mean {self.mean} with status {self.status!r}: "
+                "'ok' needs value and mean, any other status has neither"
+            )
+        return self
+
+
+class Critique(Record):
+    """A teacher's verdict on one trajectory: one score per step and one for the whole."""
+
+    trajectory_id: str
+    teacher: str
+    privileged: bool = False
+    """Whether the teacher was shown the gold answers."""
+    steps: tuple[Score, ...]
+    """[T]"""
+    trajectory: Score
+
+    @property
+    def valid(self) -> bool:
+        """Whether every score in it is a number."""
+        return self.trajectory.valid and all(score.valid for score in self.steps)
+
+
+R = TypeVar("R", bound=Record)
+
+
+def save_jsonl(path: str | Path, records: Iterable[Record]) -> None:
+    """Append ``records`` to ``path``, one JSON object a line."""
+    with Path(path).open("a", encoding="utf-8") as file:
+        for record in records:
+            file.write(record.model_dump_json() + "\n")
+
+
+def load_jsonl(path: str | Path, kind: type[R]) -> Iterator[R]:
+    """Yield the records in ``path``. Raises :class:`DataError` naming the first bad line."""
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    yield kind.model_validate_json(line)
+                except ValidationError as error:
+                    raise DataError(
+                        f"{path}:{number}: not a {kind.__name__}: {first_problem(error)}"
+                    ) from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a validation error as ``field: message``."""
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(map(str, problem["loc"]))
+    return f"{where}: {problem['msg']}" if where else problem["msg"]

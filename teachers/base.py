@@ -1,0 +1,149 @@
+"""The ``Teacher`` protocol: what a critic is shown, and the one method it has to have.
+
+A teacher of one's own is a class with one method::
+
+    class Brevity(Teacher):
+        def score(self, view):
+            return Score.of(9 if len(view.attempt) < 200 else 4)
+
+Whatever goes wrong inside ``score`` becomes a :class:`~ovd_gym.records.Score` with a status, never a number.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from ovd_gym.errors import TeacherError
+from ovd_gym.records import Critique, Record, Score, Trajectory
+
+__all__ = ["StepText", "Teacher", "View", "step_view", "trajectory_view"]
+
+
+class StepText(Record):
+    """One step as the teacher reads it."""
+
+    text: str
+    observation: str
+    tool: str | None = None
+    """Name of the tool the step called; None for an invalid call or a paragraph."""
+
+
+class View(Record):
+    """What a teacher may see when it gives one digit, and nothing more.
+
+    ``kind="step"``: the steps up to and including the judged one (the last), nothing later.
+    ``kind="trajectory"``: every step and the final answer.
+    """
+
+    kind: Literal["step", "trajectory"]
+    question: str
+    steps: tuple[StepText, ...]
+    answer: str | None = None
+    """The student's final answer, if this view reaches it."""
+    gold: tuple[str, ...] | None = None
+    """Gold answers; only for a privileged teacher."""
+
+    @property
+    def attempt(self) -> str:
+        """The student's own words, step after step."""
+        return "\n".join(step.text for step in self.steps)
+
+
+def step_view(trajectory: Trajectory, k: int, privileged: bool = False) -> View:
+    """The view of step ``k``: question, history before it, the step and its result."""
+    last = k == len(trajectory.steps) - 1
+    return _view("step", trajectory, k + 1, trajectory.answer if last else None, privileged)
+
+
+def trajectory_view(trajectory: Trajectory, privileged: bool = False) -> View:
+    """The view of the whole trajectory."""
+    return _view("trajectory", trajectory, len(trajectory.steps), trajectory.answer, privileged)
+
+
+class Teacher(ABC):
+    """A critic that gives one digit per view.
+
+    ``score`` judges one view; a teacher that is faster on many overrides :meth:`score_batch` as well.
+    """
+
+    name: str = ""
+    """Recorded with every critique; defaults to the class name."""
+    privileged: bool = False
+    """Whether it is shown the gold answers; recorded with the run."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
+
+    @abstractmethod
+    def score(self, view: View) -> Score:
+        """One score for ``view``. May raise :class:`TeacherError` with the status to record."""
+
+    def score_batch(self, views: Sequence[View]) -> list[Score]:
+        """Scores aligned with ``views``; a failure of one is that one's status."""
+        return [self._guarded(view) for view in views]
+
+    def critique(self, trajectories: Iterable[Trajectory]) -> list[Critique]:
+        """A critique per trajectory, in order: a score for each step and one for the whole.
+
+        An invalid score is asked for once more. Trajectories that failed are judged like others: the learner
+        leaves them out by their status.
+        """
+        trajectories = list(trajectories)
+        views: list[View] = []
+        for trajectory in trajectories:
+            views += [step_view(trajectory, k, self.privileged) for k in range(len(trajectory.steps))]
+            views.append(trajectory_view(trajectory, self.privileged))
+        scores = self._checked(views)
+        if again := [i for i, score in enumerate(scores) if not score.valid]:
+            for i, score in zip(again, self._checked([views[i] for i in again]), strict=True):
+                scores[i] = score
+        flow = iter(scores)
+        return [
+            Critique(
+                trajectory_id=trajectory.id,
+                teacher=self.name,
+                privileged=self.privileged,
+                steps=tuple(next(flow) for _ in trajectory.steps),
+                trajectory=next(flow),
+            )
+            for trajectory in trajectories
+        ]
+
+    def _guarded(self, view: View) -> Score:
+        try:
+            return self.score(view)
+        except TeacherError as error:
+            return Score.invalid(error.status, str(error))  # type: ignore[arg-type]  # checked by the record
+        except Exception as error:  # noqa: BLE001  (a plug-in may raise anything; it is recorded, never a number)
+            return Score.invalid("error", f"{type(error).__name__}: {error}")
+
+    def _checked(self, views: Sequence[View]) -> list[Score]:
+        scores = self.score_batch(views) if views else []
+        if len(scores) != len(views):
+            raise TeacherError(
+                f"{self.name}.score_batch returned {len(scores)} scores for {len(views)} views"
+            )
+        return list(scores)
+
+
+def _view(
+    kind: Literal["step", "trajectory"],
+    trajectory: Trajectory,
+    end: int,
+    answer: str | None,
+    privileged: bool,
+) -> View:
+    return View(
+        kind=kind,
+        question=trajectory.task.question,
+        steps=tuple(
+            StepText(text=s.text, observation=s.observation, tool=s.call.name if s.call else None)
+            for s in trajectory.steps[:end]
+        ),
+        answer=answer,
+        gold=trajectory.task.answers if privileged else None,
+    )
