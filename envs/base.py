@@ -100,9 +100,7 @@ class ToolEnv(gym.Env[str, str]):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if max_observation_chars > MAX_TEXT // 2:
-            raise ConfigError(
-                f"max_observation_chars must be at most {MAX_TEXT // 2}, got {max_observation_chars}"
-            )
+            raise ConfigError(f"max_observation_chars must be at most {MAX_TEXT // 2}, got {max_observation_chars}")
         self.tasks = tasks
         self.action_format = get_format(action_format)
         self.max_turns = max_turns
@@ -140,9 +138,7 @@ class ToolEnv(gym.Env[str, str]):
 
     # The Gymnasium interface ----------------------------------------------------------------------------
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start an episode and return the question.
 
         ``info`` holds ``task_id``, ``messages`` (the opening conversation as role/content dicts) and ``tools``
@@ -245,20 +241,14 @@ class ToolEnv(gym.Env[str, str]):
         for turn, (action, recorded) in enumerate(zip(snapshot.actions, snapshot.observations, strict=True)):
             observation = self.step(action)[0]
             if observation != recorded:
-                raise ReplayMismatch(
-                    f"turn {turn}: recorded {recorded[:80]!r}, replayed {observation[:80]!r}"
-                )
+                raise ReplayMismatch(f"turn {turn}: recorded {recorded[:80]!r}, replayed {observation[:80]!r}")
         return observation
 
     # Internals ------------------------------------------------------------------------------------------
 
     def _choose_task(self, options: dict[str, Any]) -> Task:
-        if extra := options.keys() - {"task", "task_index"} or (
-            options.keys() if len(options) > 1 else set()
-        ):
-            raise ConfigError(
-                f"reset options {sorted(extra)}: give one of 'task' (a Task), 'task_index' (an int)"
-            )
+        if extra := options.keys() - {"task", "task_index"} or (options.keys() if len(options) > 1 else set()):
+            raise ConfigError(f"reset options {sorted(extra)}: give one of 'task' (a Task), 'task_index' (an int)")
         if isinstance(task := options.get("task"), Task):
             return task
         if "task" in options:

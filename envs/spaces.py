@@ -42,9 +42,7 @@ class UnicodeText(Space[str]):
 
     def contains(self, x: Any) -> bool:
         """Whether ``x`` is a string within the length and free of lone surrogates."""
-        return (
-            isinstance(x, str) and len(x) <= self.max_length and not any("\ud800" <= c <= "\udfff" for c in x)
-        )
+        return isinstance(x, str) and len(x) <= self.max_length and not any("\ud800" <= c <= "\udfff" for c in x)
 
     def __repr__(self) -> str:
         return f"UnicodeText({self.max_length})"

@@ -50,9 +50,7 @@ class _Tool:
         try:
             hints = get_type_hints(bound)
         except NameError as error:
-            raise ConfigError(
-                f"tool {name!r}: {error} in its annotations; import the type at module level"
-            ) from error
+            raise ConfigError(f"tool {name!r}: {error} in its annotations; import the type at module level") from error
         fields: dict[str, Any] = {}
         for parameter in inspect.signature(bound).parameters.values():
             if parameter.name not in hints or parameter.kind in (

@@ -51,9 +51,7 @@ class Hermes(ActionFormat):
 
     def instructions(self, tools: Sequence[ToolSpec]) -> str:  # noqa: D102
         schemas = "\n".join(
-            json.dumps(
-                {"name": t.name, "description": t.description, "parameters": t.parameters}, ensure_ascii=False
-            )
+            json.dumps({"name": t.name, "description": t.description, "parameters": t.parameters}, ensure_ascii=False)
             for t in tools
         )
         return (
@@ -123,9 +121,7 @@ class Line(ActionFormat):
         else:
             text = f"{call.name}: {json.dumps(call.arguments, ensure_ascii=False)}"
         if "\n" in text:
-            raise ValueError(
-                "the line format cannot hold a line break; use 'hermes' for multi-line arguments"
-            )
+            raise ValueError("the line format cannot hold a line break; use 'hermes' for multi-line arguments")
         return text + "\n"
 
 
@@ -152,9 +148,7 @@ class Boxed(ActionFormat):
         return rf"\boxed{{{answer}}}"
 
     def step_ends(self, text: str) -> list[int]:  # noqa: D102
-        ends = [
-            m.end() for m in self._gap.finditer(text) if text[: m.start()].strip() and m.end() < len(text)
-        ]
+        ends = [m.end() for m in self._gap.finditer(text) if text[: m.start()].strip() and m.end() < len(text)]
         return [*ends, len(text)]
 
 

@@ -99,9 +99,7 @@ class Step(Record):
     @model_validator(mode="after")
     def _span(self) -> Self:
         if self.end <= self.start:
-            raise ValueError(
-                f"empty span [{self.start}, {self.end}): a step holds at least one sampled token"
-            )
+            raise ValueError(f"empty span [{self.start}, {self.end}): a step holds at least one sampled token")
         return self
 
 
@@ -155,9 +153,7 @@ class Trajectory(Record):
         if any(logprob and not sampled for logprob, sampled in zip(self.logprobs, self.mask, strict=True)):
             raise ValueError("a token outside every step has a log-probability: it was not sampled")
         if (self.status == "failed") != (self.reward is None):
-            raise ValueError(
-                f"status {self.status!r} with reward {self.reward}: None belongs to 'failed' alone"
-            )
+            raise ValueError(f"status {self.status!r} with reward {self.reward}: None belongs to 'failed' alone")
         return self
 
 
@@ -244,9 +240,7 @@ def load_jsonl(path: str | Path, kind: type[R]) -> Iterator[R]:
                 try:
                     yield kind.model_validate_json(line)
                 except ValidationError as error:
-                    raise DataError(
-                        f"{path}:{number}: not a {kind.__name__}: {first_problem(error)}"
-                    ) from error
+                    raise DataError(f"{path}:{number}: not a {kind.__name__}: {first_problem(error)}") from error
 
 
 def first_problem(error: ValidationError) -> str:

@@ -124,9 +124,7 @@ class Teacher(ABC):
     def _checked(self, views: Sequence[View]) -> list[Score]:
         scores = self.score_batch(views) if views else []
         if len(scores) != len(views):
-            raise TeacherError(
-                f"{self.name}.score_batch returned {len(scores)} scores for {len(views)} views"
-            )
+            raise TeacherError(f"{self.name}.score_batch returned {len(scores)} scores for {len(views)} views")
         return list(scores)
 
 
