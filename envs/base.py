@@ -75,7 +75,7 @@ class ToolEnv(gym.Env[str, str]):
         ConfigError: for a bad argument; DataError: for a task that cannot be asked.
     """
 
-    metadata = {"render_modes": ["ansi"]}  # noqa: RUF012  (Gymnasium's own declaration)
+    metadata = {"render_modes": ["ansi"]}
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class ToolEnv(gym.Env[str, str]):
         self.render_mode = render_mode
         self.action_space = UnicodeText(MAX_TEXT)
         self.observation_space = UnicodeText(MAX_TEXT)
-        self._count_tokens = count_tokens
+        self.count_tokens = count_tokens
         self._system_prompt = system_prompt
         self._toolbox = Toolbox(self, None if tools is None else tuple(tools))
         self._task: Task | None = None
@@ -153,7 +153,7 @@ class ToolEnv(gym.Env[str, str]):
         self._actions: list[str] = []
         self._observations: list[str] = []
         self._over = False
-        self._tokens = sum(self._count_tokens(message.content) for message in self.opening())
+        self._tokens = sum(self.count_tokens(message.content) for message in self.opening())
         self.start_episode(task)
         info = {
             "task_id": task.id,
@@ -179,7 +179,7 @@ class ToolEnv(gym.Env[str, str]):
         observation = self._fit(escape_markers(observation))
         self._actions.append(action)
         self._observations.append(observation)
-        self._tokens += self._count_tokens(action) + self._count_tokens(observation)
+        self._tokens += self.count_tokens(action) + self.count_tokens(observation)
         reward = 0.0 if answer is None else self._grade(answer)
         truncation = None if answer is not None else self._exhausted()
         self._over = answer is not None or truncation is not None
@@ -193,7 +193,7 @@ class ToolEnv(gym.Env[str, str]):
         }
         return observation, reward, answer is not None, truncation is not None, info
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The episode so far as plain text (``render_mode="ansi"``)."""
         if self.render_mode is None:
             return None

@@ -14,6 +14,7 @@ from gymnasium.vector.utils import (
     read_from_shared_memory,
     write_to_shared_memory,
 )
+from numpy.typing import NDArray
 
 __all__ = ["UnicodeText"]
 
@@ -62,12 +63,18 @@ def _create(space: UnicodeText, n: int = 1, ctx: ModuleType = mp) -> Synchronize
 
 @read_from_shared_memory.register(UnicodeText)
 def _read(space: UnicodeText, shared_memory: SynchronizedArray[Any], n: int = 1) -> tuple[str, ...]:
-    rows = np.frombuffer(shared_memory.get_obj(), dtype=np.int32).reshape(n, space.max_length + 1)
+    rows = _rows(space, shared_memory)
     return tuple("".join(map(chr, row[1 : 1 + row[0]].tolist())) for row in rows)
 
 
 @write_to_shared_memory.register(UnicodeText)
 def _write(space: UnicodeText, index: int, value: str, shared_memory: SynchronizedArray[Any]) -> None:
-    rows = np.frombuffer(shared_memory.get_obj(), dtype=np.int32).reshape(-1, space.max_length + 1)
+    rows = _rows(space, shared_memory)
     rows[index, 0] = len(value)
     rows[index, 1 : 1 + len(value)] = [ord(c) for c in value]
+
+
+def _rows(space: UnicodeText, shared_memory: SynchronizedArray[Any]) -> NDArray[np.int32]:
+    buffer: Any = shared_memory.get_obj()
+    rows: NDArray[np.int32] = np.frombuffer(buffer, dtype=np.int32)
+    return rows.reshape(-1, space.max_length + 1)

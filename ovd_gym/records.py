@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from ovd_gym.errors import DataError
 
@@ -29,6 +29,7 @@ __all__ = [
     "ScoreStatus",
     "Step",
     "Task",
+    "Text",
     "ToolCall",
     "ToolSpec",
     "Trajectory",
@@ -36,6 +37,15 @@ __all__ = [
     "load_jsonl",
     "save_jsonl",
 ]
+
+
+def _encodable(text: str) -> str:
+    text.encode()  # a UnicodeEncodeError is a ValueError: pydantic reports it with the field's name
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+"""Any Unicode text. Lone surrogates are no text: they could be neither encoded nor stored."""
 
 
 class Record(BaseModel):
@@ -48,8 +58,8 @@ class Task(Record):
     """A question with its gold answers. The gold answers stay in the environment; no agent sees them."""
 
     id: str
-    question: str
-    answers: Annotated[tuple[str, ...], Field(min_length=1)]
+    question: Text
+    answers: Annotated[tuple[Text, ...], Field(min_length=1)]
     """Gold answers, any one of which is right."""
     metadata: dict[str, JsonValue] = {}
 
@@ -58,7 +68,7 @@ class Message(Record):
     """One turn of a conversation. ``tool`` is the environment speaking."""
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: str
+    content: Text
 
 
 class ToolSpec(Record):
@@ -85,15 +95,15 @@ class Step(Record):
     A turn is one step, or several where a single-turn solution is split by paragraph.
     """
 
-    text: str
+    text: Text
     """The sampled text, for reading; training uses the ids of the span."""
     start: Annotated[int, Field(ge=0)]
     end: int
     """Token span ``[start, end)`` in ``Trajectory.token_ids``; every token in it was sampled."""
     call: ToolCall | None = None
     """None where the text holds no valid call (see ``error``) or is a paragraph before the last."""
-    observation: str = ""
-    error: str | None = None
+    observation: Text = ""
+    error: Text | None = None
     """Why the call was refused; the observation says the same to the student."""
 
     @model_validator(mode="after")
@@ -118,7 +128,7 @@ class Trajectory(Record):
     """[L] nats, under the policy that sampled them (temperature 1); 0.0 where a token was not sampled."""
     reward: float | None
     """The environment's reward; None when the episode failed for a reason outside the student's power."""
-    answer: str | None = None
+    answer: Text | None = None
     status: Literal["terminated", "truncated", "failed"]
     """``terminated``: answered. ``truncated``: out of turns or tokens. ``failed``: infrastructure broke."""
     reason: str = ""
@@ -171,7 +181,7 @@ class Score(Record):
     """[10] the distribution over the digits, renormalised."""
     digit_mass: Annotated[float, Field(ge=0, le=1.000001)] | None = None
     """Probability the teacher gave to all ten digits together, before renormalising."""
-    rationale: str = ""
+    rationale: Text = ""
 
     @classmethod
     def of(cls, value: float, rationale: str = "") -> Score:

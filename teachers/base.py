@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, cast, get_args
+
+from pydantic import Field, JsonValue
 
 from ovd_gym.errors import TeacherError
-from ovd_gym.records import Critique, Record, Score, Trajectory
+from ovd_gym.records import Critique, Record, Score, ScoreStatus, ToolCall, Trajectory
 
 __all__ = ["StepText", "Teacher", "View", "step_view", "trajectory_view"]
 
@@ -28,6 +30,15 @@ class StepText(Record):
     observation: str
     tool: str | None = None
     """Name of the tool the step called; None for an invalid call or a paragraph."""
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    """What it was called with."""
+
+    @classmethod
+    def of(cls, text: str, observation: str, call: ToolCall | None) -> StepText:
+        """The step that wrote ``text``, made ``call`` (None if there was no valid one) and read ``observation``."""
+        if call is None:
+            return cls(text=text, observation=observation)
+        return cls(text=text, observation=observation, tool=call.name, arguments=call.arguments)
 
 
 class View(Record):
@@ -86,22 +97,25 @@ class Teacher(ABC):
         """Scores aligned with ``views``; a failure of one is that one's status."""
         return [self._guarded(view) for view in views]
 
+    def judge(self, views: Sequence[View]) -> list[Score]:
+        """Scores aligned with ``views``; an invalid one is asked for once more, then stands with its status."""
+        scores = self._checked(views)
+        if again := [i for i, score in enumerate(scores) if not score.valid]:
+            for i, score in zip(again, self._checked([views[i] for i in again]), strict=True):
+                scores[i] = score
+        return scores
+
     def critique(self, trajectories: Iterable[Trajectory]) -> list[Critique]:
         """A critique per trajectory, in order: a score for each step and one for the whole.
 
-        An invalid score is asked for once more. Trajectories that failed are judged like others: the learner
-        leaves them out by their status.
+        Trajectories that failed are judged like others: the learner leaves them out by their status.
         """
         trajectories = list(trajectories)
         views: list[View] = []
         for trajectory in trajectories:
             views += [step_view(trajectory, k, self.privileged) for k in range(len(trajectory.steps))]
             views.append(trajectory_view(trajectory, self.privileged))
-        scores = self._checked(views)
-        if again := [i for i, score in enumerate(scores) if not score.valid]:
-            for i, score in zip(again, self._checked([views[i] for i in again]), strict=True):
-                scores[i] = score
-        flow = iter(scores)
+        flow = iter(self.judge(views))
         return [
             Critique(
                 trajectory_id=trajectory.id,
@@ -115,11 +129,15 @@ class Teacher(ABC):
 
     def _guarded(self, view: View) -> Score:
         try:
-            return self.score(view)
+            score = self.score(view)
         except TeacherError as error:
-            return Score.invalid(error.status, str(error))  # type: ignore[arg-type]  # checked by the record
+            known = error.status in get_args(ScoreStatus) and error.status != "ok"
+            return Score.invalid(cast("ScoreStatus", error.status) if known else "error", str(error))
         except Exception as error:  # noqa: BLE001  (a plug-in may raise anything; it is recorded, never a number)
             return Score.invalid("error", f"{type(error).__name__}: {error}")
+        if not isinstance(score, Score):
+            return Score.invalid("error", f"{self.name}.score returned {type(score).__name__}, expected a Score")
+        return score
 
     def _checked(self, views: Sequence[View]) -> list[Score]:
         scores = self.score_batch(views) if views else []
@@ -138,10 +156,7 @@ def _view(
     return View(
         kind=kind,
         question=trajectory.task.question,
-        steps=tuple(
-            StepText(text=s.text, observation=s.observation, tool=s.call.name if s.call else None)
-            for s in trajectory.steps[:end]
-        ),
+        steps=tuple(StepText.of(step.text, step.observation, step.call) for step in trajectory.steps[:end]),
         answer=answer,
         gold=trajectory.task.answers if privileged else None,
     )

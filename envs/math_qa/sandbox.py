@@ -1,0 +1,338 @@
+"""The student's Python: a session that keeps its variables, on the Monty interpreter, within limits.
+
+Monty runs in worker processes without files, network, processes or a real clock; its random generator starts from
+a fixed seed, so the same code gives the same output (:meth:`~ovd_gym.envs.base.ToolEnv.restore` relies on it).
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from ovd_gym.envs.math_qa import processes
+from ovd_gym.errors import ConfigError, InfrastructureError, ToolError
+
+if TYPE_CHECKING:
+    from pydantic_monty import ExternalModule, Monty, MontyRuntimeError, MontySession
+
+__all__ = ["Sandbox", "SandboxLimits"]
+
+MAX_SESSIONS = 4096
+"""Sessions open at the same time in one process; each is a Monty process of about 8 MB."""
+CHECKOUT_TIMEOUT_S = 30.0
+GRACE_S = 1.0
+"""What Monty gets, beyond the time limit, to stop by itself before its process is killed."""
+LOST = "The session was restarted: all variables and imports are lost."
+
+
+@dataclasses.dataclass(frozen=True)
+class SandboxLimits:
+    """Limits on each call. Raises :class:`~ovd_gym.errors.ConfigError` unless all are positive."""
+
+    time_s: float = 2.0
+    """Seconds of wall time, host calls into ``sympy`` included."""
+    memory_mb: int = 128
+    output_chars: int = 4000
+    """Printed text and the value shown; what is beyond is cut."""
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not value > 0:
+                raise ConfigError(f"sandbox limit {name} must be positive, got {value}")
+
+
+class Sandbox:
+    """A stateful Python session; its process is taken from a pool at the first :meth:`run`.
+
+    >>> with Sandbox() as sandbox:
+    ...     sandbox.run("x = 38")
+    ...     sandbox.run("x * 74")
+    '(no output)'
+    '2812'
+    """
+
+    def __init__(self, limits: SandboxLimits | None = None) -> None:
+        self.limits = limits or SandboxLimits()
+        self._session: _Session | None = None
+        self._pid = 0
+
+    def run(self, code: str) -> str:
+        """What ``code`` printed, then the value of its last expression (unless None), as an interactive shell shows it.
+
+        Raises:
+            ToolError: ``code`` is wrong, raised, or reached a limit. The session goes on; if its variables were
+                lost, the message says so.
+            InfrastructureError: the sandbox itself is broken.
+        """
+        if self._session is not None and self._pid != os.getpid():
+            raise InfrastructureError("this sandbox session belongs to the parent process: open a new one after a fork")
+        if self._session is None:
+            self._session, self._pid = _open_session(self.limits), os.getpid()
+        try:
+            return self._session.run(code)
+        except _SessionLost as error:
+            self.close()
+            raise ToolError(f"{error} {LOST}") from None
+
+    def close(self) -> None:
+        """Give the process back, forgetting all variables; the next :meth:`run` starts afresh. Idempotent."""
+        session, self._session = self._session, None
+        if session is None:
+            return
+        if self._pid == os.getpid():
+            session.close()
+        else:
+            _INHERITED.append(session)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"limits": self.limits, "_session": None, "_pid": 0}
+
+
+class _Session(Protocol):
+    def run(self, code: str) -> str: ...
+
+    def close(self) -> None: ...
+
+
+class _SessionLost(Exception):
+    """The session cannot go on; the message says why."""
+
+
+# Monty in this process ------------------------------------------------------------------------------------
+
+_pool: Monty | None = None
+_pool_pid = 0
+_LOCK = threading.Lock()
+_INHERITED: list[object] = []
+"""Sessions of the parent process: dropping one would end it over the pipe both processes share."""
+
+
+def _open_session(limits: SandboxLimits) -> _Session:
+    if _pool is not None and _pool_pid != os.getpid():
+        # Monty's threads do not survive a fork, so a child of a process that used it needs a process to run it in.
+        return _RemoteSession(limits)
+    return _MontySession(limits)
+
+
+def _shared_pool() -> Monty:
+    global _pool, _pool_pid
+    from pydantic_monty import Monty
+
+    with _LOCK:
+        if _pool is None:
+            try:
+                pool = Monty(
+                    min_processes=0,
+                    max_processes=MAX_SESSIONS,
+                    checkout_timeout=CHECKOUT_TIMEOUT_S,
+                    max_checkouts_per_worker=64,
+                    feed_duration_limit_grace=GRACE_S,
+                    turn_duration_limit_grace=GRACE_S,
+                )
+                _pool, _pool_pid = pool.__enter__(), os.getpid()
+            except (RuntimeError, OSError) as error:
+                raise InfrastructureError(f"the Monty sandbox did not start: {error}") from error
+        return _pool
+
+
+class _MontySession:
+    """One checked-out Monty process. Code that can no longer be trusted to run raises :class:`_SessionLost`."""
+
+    def __init__(self, limits: SandboxLimits) -> None:
+        self._limits = limits
+        self._deadline = 0.0
+        self._broken: InfrastructureError | None = None
+        try:
+            self._session: MontySession = _shared_pool().checkout(
+                limits={
+                    "max_feed_duration_secs": limits.time_s,
+                    "max_memory": limits.memory_mb * 1_000_000,
+                    "max_recursion_depth": 500,
+                    "max_suspensions": 100_000,
+                },
+                os_policy={
+                    "datetime": datetime(2025, 1, 1),
+                    "timezone": "utc",
+                    "sleep": "zero",
+                    "random_start": {"seed": 0},
+                },
+                external_modules={"sympy": self._sympy},
+            )
+            self._session.__enter__()
+        except (RuntimeError, TimeoutError, OSError) as error:
+            raise InfrastructureError(f"no sandbox session: {error}") from error
+
+    def run(self, code: str) -> str:
+        from pydantic_monty import MontyCrashedError, MontyRuntimeError, MontySyntaxError
+
+        source = _show_last_value(code, self._limits.output_chars)
+        printed = _Printed(self._limits.output_chars)
+        self._deadline = time.monotonic() + self._limits.time_s
+        try:
+            value = self._drive(source, printed)
+        except MontyCrashedError:
+            raise _SessionLost(f"the code crashed the sandbox or ran longer than {self._limits.time_s} s.") from None
+        except MontySyntaxError as error:
+            raise ToolError(error.display("type-msg")) from None
+        except MontyRuntimeError as error:
+            if self._broken is not None:
+                raise self._broken from None
+            if isinstance(error.exception(), TimeoutError) and not error.traceback():
+                raise self._overtime(printed) from None
+            raise ToolError(printed.before(_describe(error, code))) from None
+        return printed.before(value or "") or "(no output)"
+
+    def close(self) -> None:
+        self._session.__exit__(None, None, None)
+
+    def _drive(self, source: str, printed: _Printed) -> str | None:
+        """Run to the end, or to the deadline: Monty's own clock stands still during host calls."""
+        from pydantic_monty import MontyComplete
+
+        snapshot = self._session.feed_start(source, print_callback=printed.add)
+        while not isinstance(snapshot, MontyComplete):
+            if time.monotonic() > self._deadline:
+                raise self._overtime(printed)
+            snapshot = snapshot.resume_auto()
+        value: str | None = snapshot.output
+        return value
+
+    def _overtime(self, printed: _Printed) -> _SessionLost:
+        return _SessionLost(printed.before(f"TimeoutError: the code ran longer than {self._limits.time_s} s."))
+
+    def _sympy(self) -> ExternalModule:
+        """The ``sympy`` module of this session, made when its code first imports it."""
+        from pydantic_monty import ExternalModule
+
+        def host_function(name: str) -> Callable[..., Any]:
+            return lambda *arguments: self._host_call("sympy", name, *arguments)
+
+        constants = {"pi": "pi", "E": "E", "I": "I", "oo": "oo"}
+        return ExternalModule(constants | {name: host_function(name) for name in self._host_call("names")})
+
+    def _host_call(self, function: str, *arguments: Any) -> Any:
+        """Compute in the worker process within what is left of the call's time; runs on behalf of sandboxed code."""
+        try:
+            started = time.monotonic()
+            processes.warm()
+            self._deadline += time.monotonic() - started  # starting a process is not the student's time
+            return processes.call(function, *arguments, timeout_s=max(0.0, self._deadline - time.monotonic()))
+        except processes.WorkTimeout:
+            raise TimeoutError("sympy did not finish in time") from None
+        except processes.WorkFailed as error:
+            raise ValueError(f"sympy: {error}") from None
+        except InfrastructureError as error:
+            self._broken = error
+            raise RuntimeError("sympy is not available") from None
+
+
+class _RemoteSession:
+    """The same session in a process of its own."""
+
+    def __init__(self, limits: SandboxLimits) -> None:
+        self._limits = limits
+        self._worker = processes.Worker("sandbox")
+        self._worker.call("open", dataclasses.asdict(limits), timeout_s=processes.START_TIMEOUT_S)
+
+    def run(self, code: str) -> str:
+        # The first use of sympy starts yet another process, which is not the student's fault.
+        backstop = 2 * self._limits.time_s + GRACE_S + processes.START_TIMEOUT_S
+        try:
+            kind, text = self._worker.call("run", code, timeout_s=backstop)
+        except processes.WorkTimeout:
+            raise _SessionLost(f"TimeoutError: the code ran longer than {self._limits.time_s} s.") from None
+        except processes.WorkFailed as error:
+            raise InfrastructureError(f"the sandbox process failed: {error}") from error
+        if kind == "refused":
+            raise ToolError(text)
+        return str(text)
+
+    def close(self) -> None:
+        self._worker.close()
+
+
+# Text in, text out -------------------------------------------------------------------------------------
+
+
+class _Printed:
+    """What the code printed, up to ``limit`` characters."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parts: list[str] = []
+        self._kept = 0
+        self._cut = 0
+
+    def add(self, stream: str, text: str) -> None:
+        part = text[: self._limit - self._kept]
+        self._kept += len(part)
+        self._cut += len(text) - len(part)
+        if part:
+            self._parts.append(part)
+
+    def before(self, ending: str) -> str:
+        """The printed text, a note if it was cut, and ``ending`` on a line of its own."""
+        text = "".join(self._parts)
+        note = f"[cut: {self._cut} more characters were printed]" if self._cut else ""
+        return "\n".join(filter(None, (text.removesuffix("\n"), note, ending)))
+
+
+def _show_last_value(code: str, limit: int) -> str:
+    """``code`` with its last expression turned into text inside the sandbox.
+
+    There its own ``__repr__`` applies, sets keep their order, and a value of any size is cut before it is sent.
+    Raises :class:`~ovd_gym.errors.ToolError` for a syntax error.
+    """
+    body = _parse(code).body
+    if not body or not isinstance(last := body[-1], ast.Expr):
+        return code
+    raw = code.encode()
+    lines = [0]
+    for line in raw.splitlines(keepends=True):
+        lines.append(lines[-1] + len(line))
+    value = last.value
+    assert value.end_lineno is not None
+    assert value.end_col_offset is not None
+    start = lines[value.lineno - 1] + value.col_offset
+    end = lines[value.end_lineno - 1] + value.end_col_offset
+    show = f"(lambda value: None if value is None else repr(value)[:{limit}])(("
+    return (raw[:start] + show.encode() + raw[start:end] + b"))" + raw[end:]).decode()
+
+
+def _parse(code: str) -> ast.Module:
+    try:
+        if "\\" not in code:
+            return ast.parse(code)
+        with warnings.catch_warnings():  # an invalid escape is a warning; the filters are global, so only where needed
+            warnings.simplefilter("ignore")
+            return ast.parse(code)
+    except SyntaxError as error:
+        source = (error.text or "").strip()
+        raise ToolError(f"SyntaxError: {error.msg} (line {error.lineno}: {source[:200]})") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ToolError(f"SyntaxError: the code cannot be parsed: {error or 'it is nested too deeply'}") from None
+
+
+def _describe(error: MontyRuntimeError, code: str) -> str:
+    """``Type: message`` and the line of ``code`` it happened on."""
+    text = error.display("type-msg")[:1000]
+    frames = error.traceback()
+    if not frames:
+        return text
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    line = own[-1].line
+    sources = code.splitlines()
+    return f"{text} (line {line}: {sources[line - 1].strip()[:200]})" if line <= len(sources) else text

@@ -1,0 +1,98 @@
+"""Trajectories and credits to tensors. Pure.
+
+Letters: B rows, T tokens, N trained tokens. A row is one trajectory, right-padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from ovd_gym.credit import Credit
+from ovd_gym.errors import TrainingStopped
+from ovd_gym.records import Trajectory
+
+__all__ = ["Batch", "micro_batches", "pack"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one update; everything per token is aligned with ``token_ids_BT``."""
+
+    token_ids_BT: Tensor
+    """Exactly as sampled and fed; padding is 0 and never trained."""
+    lengths_B: Tensor
+    mask_BT: Tensor
+    """True on sampled tokens: the only ones in the loss, KL or entropy."""
+    advantages_BT: Tensor
+    """The advantage of a token's step; 0 where not sampled."""
+    rollout_logprobs_BT: Tensor
+    """Nats, from the engine that sampled; 0 where not sampled."""
+
+    def __len__(self) -> int:
+        return len(self.token_ids_BT)
+
+    @property
+    def num_trained(self) -> int:
+        """N, the number of sampled tokens."""
+        return int(self.mask_BT.sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """A copy on ``device`` (this one, if it is there already)."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def rows(self, index: Sequence[int] | Tensor) -> Batch:
+        """The rows ``index``, cut to the longest of them."""
+        picked = torch.as_tensor(index, dtype=torch.long, device=self.lengths_B.device)
+        width = int(self.lengths_B[picked].max())
+        return Batch(
+            self.token_ids_BT[picked, :width],
+            self.lengths_B[picked],
+            self.mask_BT[picked, :width],
+            self.advantages_BT[picked, :width],
+            self.rollout_logprobs_BT[picked, :width],
+        )
+
+    def informative(self) -> Batch | None:
+        """The rows whose advantages are not all zero; None if there is no such row."""
+        index = self.advantages_BT.ne(0).any(dim=1).nonzero()[:, 0]
+        return self.rows(index) if len(index) else None
+
+
+def pack(trajectories: Sequence[Trajectory], credits: Sequence[Credit]) -> Batch:
+    """One row per credit, in order. Raises :class:`TrainingStopped` when no token was sampled at all."""
+    by_id = {trajectory.id: trajectory for trajectory in trajectories}
+    rows = [by_id[credit.trajectory_id] for credit in credits]
+    if not any(row.num_sampled for row in rows):
+        raise TrainingStopped(f"no sampled token in {len(trajectories)} trajectories: there is nothing to train on")
+    width = max(len(row.token_ids) for row in rows)
+    token_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    advantages = torch.zeros(len(rows), width)
+    logprobs = torch.zeros(len(rows), width)
+    for i, (row, credit) in enumerate(zip(rows, credits, strict=True)):
+        length = len(row.token_ids)
+        token_ids[i, :length] = torch.tensor(row.token_ids)
+        mask[i, :length] = torch.tensor(row.mask)
+        logprobs[i, :length] = torch.tensor(row.logprobs)
+        for step, advantage in zip(row.steps, credit.advantages, strict=True):
+            advantages[i, step.start : step.end] = advantage
+    lengths = torch.tensor([len(row.token_ids) for row in rows])
+    return Batch(token_ids, lengths, mask, advantages, logprobs)
+
+
+def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Batch]:
+    """Split ``batch`` into pieces of at most ``max_tokens`` padded tokens, rows of like length together.
+
+    A row longer than the budget is a piece of its own.
+    """
+    order = torch.argsort(batch.lengths_B, stable=True).tolist()
+    lengths = batch.lengths_B.tolist()
+    start = 0
+    for i in range(1, len(order) + 1):
+        if i == len(order) or (i - start + 1) * lengths[order[i]] > max_tokens:
+            yield batch.rows(order[start:i])
+            start = i

@@ -1,0 +1,132 @@
+"""From a configuration to the parts of a run; everything that can be refused is refused here, before a run exists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium as gym
+from transformers import PreTrainedTokenizerBase
+
+from ovd_gym.agents.student import Student, make_chat
+from ovd_gym.config import EnvConfig, TrainConfig
+from ovd_gym.envs.base import ToolEnv
+from ovd_gym.errors import ConfigError, unknown
+from ovd_gym.learner import Learner, trainable_model
+from ovd_gym.llm.decoder import Decoder
+from ovd_gym.llm.models import load_model
+from ovd_gym.llm.transformers_lm import TransformersLM
+from ovd_gym.records import Task
+from ovd_gym.rollout import Env
+from ovd_gym.teachers.base import Teacher
+from ovd_gym.teachers.registry import make_teacher
+
+__all__ = ["Parts", "build", "make_envs"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The components of one run."""
+
+    student: Student
+    learner: Learner
+    teacher: Teacher | None
+    tokenizer: PreTrainedTokenizerBase
+    envs: Sequence[Env]
+    """``tasks_per_step * group_size`` instances."""
+    tasks: Sequence[Task]
+    held_out_envs: Sequence[Env]
+    """One per held-out task; empty without an evaluation section."""
+    held_out_tasks: Sequence[Task]
+
+    def export(self, path: Path) -> None:
+        """Write the trained model as a plain transformers (or peft) folder."""
+        model: Any = self.learner.decoder.model
+        model.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+
+    def close(self) -> None:
+        """Close all environments."""
+        for env in (*self.envs, *self.held_out_envs):
+            env.close()
+
+
+def build(config: TrainConfig, teacher: Teacher | None = None) -> Parts:
+    """Make the parts; ``teacher``, when given, takes the place of the configured one.
+
+    Raises :class:`ConfigError` for an unknown environment, model or teacher and for options they do not take.
+    """
+    envs = make_envs(config.env, config.rollout.tasks_per_step * config.rollout.group_size)
+    tasks = _tool_env(envs[0]).tasks
+    held_out_envs, held_out_tasks = _held_out(config, tasks)
+    if teacher is None and config.teacher is not None:
+        teacher = make_teacher(config.teacher.name, **config.teacher.options)
+    model, tokenizer = load_model(config.student.model, dtype=config.student.dtype, device=config.student.device)
+    decoder = Decoder(trainable_model(model, config.learner, config.seed))
+    chat = make_chat(tokenizer, config.student.chat, config.student.plain)
+    student = Student(
+        TransformersLM(decoder, tokenizer, config.student.max_context), chat, config.student.max_turn_tokens
+    )
+    for env in (*envs, *held_out_envs):
+        _tool_env(env).count_tokens = chat.count_tokens
+    learner = Learner(decoder, config.learner, config.steps)
+    return Parts(student, learner, teacher, tokenizer, envs, tasks, held_out_envs, held_out_tasks)
+
+
+def make_envs(config: EnvConfig, count: int, options: Mapping[str, Any] | None = None) -> list[Env]:
+    """``count`` instances that share their tasks; ``options`` is laid over ``config.options``, mapping by mapping.
+
+    Raises :class:`ConfigError` for an unknown id, a class that is not a ToolEnv, or options it does not take.
+    """
+    merged = _merge(config.options, options or {})
+    first = _make(config.id, merged)
+    shared = {**merged, "tasks": _tool_env(first).tasks}
+    shared.pop("task_options", None)
+    return [first, *(_make(config.id, shared) for _ in range(count - 1))]
+
+
+def _make(name: str, options: Mapping[str, Any]) -> Env:
+    try:
+        env = gym.make(name, disable_env_checker=True, **options)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"environment {name!r}: {error}") from None
+    except gym.error.Error as error:
+        known = [spec for spec in gym.registry if spec.startswith("ovd_gym/")]
+        raise ConfigError(f"{unknown('environment', name, known)} ({' '.join(str(error).split())})") from None
+    except TypeError as error:
+        raise ConfigError(f"environment {name!r}: {str(error).partition(' was raised from')[0]}") from None
+    _tool_env(env)
+    return cast(Env, env)
+
+
+def _tool_env(env: gym.Env[Any, Any]) -> ToolEnv:
+    if not isinstance(env.unwrapped, ToolEnv):
+        raise ConfigError(f"{type(env.unwrapped).__name__} is not an ovd_gym.envs.base.ToolEnv")
+    return env.unwrapped
+
+
+def _held_out(config: TrainConfig, trained: Sequence[Task]) -> tuple[Sequence[Env], Sequence[Task]]:
+    """Environments and tasks of the evaluation; refuses tasks that are trained on."""
+    if config.evaluation is None:
+        return (), ()
+    count = config.evaluation.episodes
+    envs = make_envs(config.env, count, config.evaluation.options)
+    available = _tool_env(envs[0]).tasks
+    if len(available) < count:
+        raise ConfigError(f"evaluation.episodes is {count}, but there are only {len(available)} held-out tasks")
+    tasks = [available[i] for i in range(count)]
+    questions = {task.question for task in tasks}
+    seen = sum(trained[i].question in questions for i in range(len(trained)))
+    if seen == len(trained):
+        raise ConfigError("every training task is an evaluation task; set evaluation.options to other tasks")
+    return envs, tasks
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,72 @@
+"""The command line; no logic of its own.
+
+Exit codes: 0 done, 1 an error explained in one line, 2 bad usage, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import ovd_gym
+from ovd_gym.errors import ConfigError, OvdGymError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="ovd-gym",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train language-model agents from a teacher's digits.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(ovd_gym.__version__)
+        raise typer.Exit
+
+
+@app.command(epilog="Example: ovd-gym train examples/demo.yaml --set steps=5 --set learner.learning_rate=1e-4")
+def train(
+    config: Annotated[Path | None, typer.Argument(help="A YAML configuration.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, laid over the file.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this run folder.")] = None,
+) -> None:
+    """Train a student and write a run folder."""
+    from ovd_gym.config import parse_setting
+    from ovd_gym.train import train as run
+
+    if (config is None) == (resume is None):
+        raise ConfigError("give either a configuration file or --resume RUN")
+    result = run(config, settings=dict(map(parse_setting, settings or [])), resume=resume)
+    console = Console()
+    if not result.outputs:
+        raise typer.Exit(130)
+    for row in result.evaluations:
+        console.print(
+            f"accuracy after {row['step']:>3} steps: {row['accuracy']:.3f} "
+            f"[{row['low']:.3f}, {row['high']:.3f}] on {row['episodes']} held-out episodes",
+            highlight=False,
+            markup=False,
+        )
+    for path in (result.path, *result.outputs):
+        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point: known errors become one line on standard error."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        app()
+    except OvdGymError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,241 @@
+"""The configuration of a training run: one typed section per component, from YAML and ``key=value`` settings.
+
+An unknown key is refused with a suggestion; a key that would have no effect is refused too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
+
+from ovd_gym.credit import CreditConfig
+from ovd_gym.errors import ConfigError, unknown
+from ovd_gym.records import Record
+
+__all__ = [
+    "EnvConfig",
+    "EvaluationConfig",
+    "LearnerConfig",
+    "PlainTemplate",
+    "RolloutConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainConfig",
+    "load_config",
+    "parse_setting",
+]
+
+
+class EnvConfig(Record):
+    """The world: a Gymnasium id (``module:id`` imports the module that registers it) and its arguments."""
+
+    id: str = "ovd_gym/Math-v0"
+    options: dict[str, JsonValue] = {}
+
+
+class PlainTemplate(Record):
+    """Layout of a plain-text conversation; ``{content}`` stands for the message.
+
+    ``few_shot`` is put before everything, as it is; with an empty ``system`` it replaces the instructions.
+    """
+
+    few_shot: str = ""
+    system: str = "{content}\n\n"
+    user: str = "Question: {content}\n"
+    tool: str = "Result: {content}\n"
+    turn_end: str = "\n"
+    """Closes a turn that did not end with it by itself."""
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> Self:
+        for name in ("user", "tool", *(["system"] if self.system else [])):
+            if getattr(self, name).count("{content}") != 1:
+                raise ValueError(f"plain.{name} must hold {{content}} exactly once, got {getattr(self, name)!r}")
+        return self
+
+
+class StudentConfig(Record):
+    """The student model and how it talks."""
+
+    model: str
+    """A local folder, an installed model package (``SmolLM2-135M-Instruct``), or a Hugging Face hub id."""
+    chat: Literal["auto", "template", "plain"] = "auto"
+    """``auto``: the model's chat template if it is prefix-preserving, else plain text."""
+    plain: PlainTemplate | None = None
+    """Layout of a plain-text conversation (``chat: plain``)."""
+    max_turn_tokens: Annotated[int, Field(ge=1)] = 256
+    max_context: Annotated[int, Field(ge=2)] | None = None
+    """Tokens per episode; None takes what the model supports."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str | None = None
+    """None takes a GPU if there is one."""
+
+
+class TeacherConfig(Record):
+    """The critic: a known name, ``package.module:Class``, or an entry point of the group ``ovd_gym.teachers``."""
+
+    name: str = "math-rules"
+    options: dict[str, JsonValue] = {}
+    max_invalid_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Training stops when a larger share of a step's scores is missing."""
+
+
+class RolloutConfig(Record):
+    """How much is sampled per step."""
+
+    tasks_per_step: Annotated[int, Field(ge=1)] = 8
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Episodes per task; advantages compare them."""
+
+
+class LearnerConfig(Record):
+    """How the student is trained; the objective stands in :mod:`ovd_gym.learner`."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warm-up: stay, or fall to zero at the last step."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    lora_rank: Annotated[int, Field(ge=0)] = 16
+    """Rank of the LoRA adapters on all linear layers (arXiv 2106.09685); 0 trains every weight."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Annotated[int, Field(ge=1)] = 1
+    """Optimiser steps per batch. The ratio is exactly 1 in the first; clipping acts from the second on."""
+    clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
+    clip_high: Annotated[float, Field(gt=0)] = 0.28
+    kl_weight: Annotated[float, Field(ge=0)] = 0.0
+    """beta. Above 0, the untrained model is the reference (with LoRA: the adapters switched off, no copy)."""
+    micro_batch_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Padded tokens per forward and backward pass; gradients are accumulated over a batch's passes."""
+    logit_chunk: Annotated[int, Field(ge=1)] = 512
+    """Tokens whose logits exist at the same time."""
+
+
+class EvaluationConfig(Record):
+    """Held-out episodes, played greedily before training, after it, and every so often."""
+
+    options: dict[str, JsonValue] = {}
+    """Laid over ``env.options``; say here what makes the tasks held out."""
+    episodes: Annotated[int, Field(ge=1)] = 64
+    """The first so many tasks are asked once each."""
+    every: Annotated[int, Field(ge=0)] = 0
+    """Training steps between evaluations; 0: only before and after."""
+
+
+class TrainConfig(Record):
+    """Everything a run depends on; the same configuration and machine give the same numbers."""
+
+    env: EnvConfig = EnvConfig()
+    student: StudentConfig
+    teacher: TeacherConfig | None = TeacherConfig()
+    credit: CreditConfig = CreditConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig | None = None
+    steps: Annotated[int, Field(ge=1)] = 100
+    seed: Annotated[int, Field(ge=0)] = 0
+    run_dir: str | None = None
+    """Where the run is written; must not exist yet. None: ``runs/<time>``."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 10
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        given_credit, given_learner = self.credit.model_fields_set, self.learner.model_fields_set
+        if self.credit.arm == "score-reward" and self.teacher is None:
+            raise ValueError("credit.arm 'score-reward' needs a teacher; set one, or choose arm 'grpo'")
+        if self.credit.arm == "grpo" and (idle := given_credit & {"trajectory_weight", "step_weight"}):
+            raise ValueError(f"credit.{min(idle)} has no effect with credit.arm 'grpo'; remove it")
+        if self.learner.epochs == 1 and (idle := given_learner & {"clip_low", "clip_high"}):
+            raise ValueError(f"learner.{min(idle)} has no effect with learner.epochs 1; remove it or raise epochs")
+        if self.learner.warmup_steps >= self.steps:
+            raise ValueError(f"learner.warmup_steps ({self.learner.warmup_steps}) must be below steps ({self.steps})")
+        if self.student.plain is not None and self.student.chat != "plain":
+            raise ValueError(f"student.plain has no effect with student.chat {self.student.chat!r}; use 'plain'")
+        return self
+
+
+def load_config(source: str | Path | Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> TrainConfig:
+    """A configuration from a YAML file or a mapping, with dotted ``settings`` laid over it.
+
+    Raises :class:`ConfigError` in one line: a missing file, bad YAML, an unknown or ineffective key, a bad value.
+    """
+    tree = dict(source) if isinstance(source, Mapping) else _read(Path(source))
+    for name, value in (settings or {}).items():
+        tree = _laid_over(tree, name.split("."), value)
+    try:
+        return TrainConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``"a.b=c"`` as its dotted key and its value, read as YAML."""
+    name, equals, value = text.partition("=")
+    if not equals or not all(name.split(".")):
+        raise ConfigError(f"setting {text!r}: expected key=value, such as learner.learning_rate=1e-4")
+    try:
+        return name, _number(yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise ConfigError(f"setting {text!r}: its value is not valid YAML") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, got {type(tree).__name__}")
+    numbers: dict[str, Any] = _number(tree)
+    return numbers
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads ``1e-4`` as a string; read it as the number everyone means."""
+    if isinstance(value, dict):
+        return {key: _number(item) for key, item in value.items()}
+    if isinstance(value, str) and "e" in value.lower():
+        try:
+            return float(value) if value.lower().lstrip("+-")[:1].isdigit() else value
+        except ValueError:
+            return value
+    return value
+
+
+def _laid_over(tree: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    if len(path) == 1:
+        return {**tree, path[0]: value}
+    branch = tree.get(path[0])
+    if branch is not None and not isinstance(branch, Mapping):
+        raise ConfigError(f"setting {'.'.join(path)}: {path[0]} is {branch!r}, not a section")
+    return {**tree, path[0]: _laid_over(branch or {}, path[1:], value)}
+
+
+def _explain(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        section = _section(problem["loc"][:-1])
+        return unknown("configuration key", where, [".".join([*map(str, problem["loc"][:-1]), n]) for n in section])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"configuration: {where} is required"
+    got = "" if isinstance(problem["input"], dict | BaseModel) else f", got {problem['input']!r}"
+    return f"configuration: {where + ': ' if where else ''}{message}{got}"
+
+
+def _section(location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section at ``location``."""
+    model: type[BaseModel] = TrainConfig
+    for name in location:
+        annotation = model.model_fields[str(name)].annotation
+        kinds = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return list(model.model_fields)

@@ -1,0 +1,84 @@
+"""Held-out episodes, played greedily, with an interval around their accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ovd_gym.agents.base import Agent
+from ovd_gym.records import Critique, Task, Trajectory
+from ovd_gym.rollout import Env, rollout
+from ovd_gym.statistics import wilson_interval
+from ovd_gym.teachers.base import Teacher
+
+__all__ = ["Evaluation", "evaluate", "summarize"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation gave."""
+
+    row: dict[str, Any]
+    """``step, accuracy, low, high`` (95 % Wilson interval), ``episodes, failed, reward, score, turns``."""
+    trajectories: list[Trajectory]
+    critiques: list[Critique]
+
+
+def evaluate(
+    tasks: Sequence[Task],
+    envs: Sequence[Env],
+    agent: Agent,
+    *,
+    teacher: Teacher | None = None,
+    step: int = 0,
+    seed: Sequence[int] = (0,),
+    on_turn: Callable[[int, int], None] = lambda done, tokens: None,
+) -> Evaluation:
+    """Ask every task once, greedily. An episode is right when its reward is 1; failed ones are left out and counted."""
+    label = f"eval-{step:05d}"
+    trajectories = rollout(
+        tasks, envs, agent, seed=seed, label=label, policy_version=step, greedy=True, on_turn=on_turn
+    )
+    critiques = teacher.critique(trajectories) if teacher else []
+    graded = [t for t in trajectories if t.reward is not None]
+    right = sum(t.reward == 1.0 for t in graded)
+    low, high = wilson_interval(right, len(graded)) if graded else (0.0, 1.0)
+    row = {
+        "step": step,
+        "accuracy": right / len(graded) if graded else None,
+        "low": low,
+        "high": high,
+        "episodes": len(graded),
+        **summarize(trajectories, critiques),
+    }
+    return Evaluation(row, trajectories, critiques)
+
+
+def summarize(trajectories: Sequence[Trajectory], critiques: Sequence[Critique]) -> dict[str, float | None]:
+    """Means over episodes and scores that make up a metrics row; None where there is nothing to average.
+
+    ``reward``, ``em`` (share with reward 1), ``turns``, ``truncated``, ``failed`` (shares), ``score`` (mean trajectory
+    score, 0-9), ``step_score``, ``invalid_share`` (of all scores), ``zero_variance_share`` (of the groups).
+    """
+    graded = [t for t in trajectories if t.reward is not None]
+    groups: dict[str, list[float]] = {}
+    for t in graded:
+        groups.setdefault(t.group_id, []).append(t.reward or 0.0)
+    scores = [score for c in critiques for score in (*c.steps, c.trajectory)]
+    return {
+        "reward": _mean(t.reward for t in graded),
+        "em": _mean(t.reward == 1.0 for t in graded),
+        "turns": _mean(len(t.steps) for t in trajectories),
+        "truncated": _mean(t.status == "truncated" for t in trajectories),
+        "failed": _mean(t.status == "failed" for t in trajectories),
+        "score": _mean(c.trajectory.mean for c in critiques),
+        "step_score": _mean(score.mean for c in critiques for score in c.steps),
+        "invalid_share": _mean(not score.valid for score in scores),
+        "zero_variance_share": _mean(max(g) == min(g) for g in groups.values()),
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return sum(known) / len(known) if known else None

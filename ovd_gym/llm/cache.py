@@ -1,0 +1,87 @@
+"""A key-value cache whose rows grow each at their own pace and can be computed on in any subset.
+
+Letters: B rows, H heads, S slots, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+__all__ = ["RowCache"]
+
+_GROWTH = 64
+
+
+class RowCache:
+    """Storage ``[B, H, S, D]`` per layer. Row ``b`` holds ``lengths[b]`` tokens in slots ``0 .. lengths[b] - 1``."""
+
+    def __init__(self, num_layers: int, num_rows: int, device: torch.device) -> None:
+        self.lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
+        self._layers = [_RowLayer(self) for _ in range(num_layers)]
+        self._rows = torch.zeros(1, dtype=torch.long, device=device)
+        self._slots = torch.zeros(1, 0, dtype=torch.long, device=device)
+
+    def plan(self, rows: Sequence[int], width: int) -> dict[str, Any]:
+        """Decoder arguments for feeding ``width`` tokens to each of ``rows`` at the end of what it holds.
+
+        Returns ``past_key_values``, ``position_ids`` [b, width] and the boolean ``attention_mask``
+        [b, 1, width, S']: every token sees its row up to itself.
+        """
+        device = self.lengths.device
+        self._rows = torch.tensor(rows, dtype=torch.long, device=device)
+        self._slots = self.lengths[self._rows, None] + torch.arange(width, device=device)
+        span = torch.arange(int(self._slots.max()) + 1, device=device)
+        return {
+            "past_key_values": Cache(layers=list(self._layers)),
+            "position_ids": self._slots,
+            "attention_mask": span <= self._slots[:, None, :, None],
+            "use_cache": True,
+        }
+
+    def grow(self, rows: Sequence[int], counts: Tensor) -> None:
+        """Keep the first ``counts[i]`` tokens just fed to ``rows[i]``; the padding after them is overwritten later."""
+        self.lengths[torch.tensor(rows, device=self.lengths.device)] += counts
+
+    def expand(self, sources: Sequence[int]) -> None:
+        """Make row ``i`` a copy of the old row ``sources[i]``."""
+        index = torch.tensor(sources, dtype=torch.long, device=self.lengths.device)
+        self.lengths = self.lengths[index]
+        for layer in self._layers:
+            layer.take(index)
+
+
+class _RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers is partly typed
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, owner: RowCache) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._owner = owner
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        rows, slots = self._owner._rows, self._owner._slots
+        self._reserve(key_states, int(slots.max()) + 1)
+        end = int(slots.max()) + 1
+        self.keys[rows[:, None], :, slots] = key_states.transpose(1, 2)
+        self.values[rows[:, None], :, slots] = value_states.transpose(1, 2)
+        if len(rows) == len(self.keys):  # every row, in order: a view will do
+            return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys[rows, :, :end], self.values[rows, :, :end]
+
+    def take(self, index: Tensor) -> None:
+        self.keys, self.values = self.keys[index], self.values[index]
+
+    def _reserve(self, like: Tensor, slots: int) -> None:
+        if not self.is_initialized:
+            self.lazy_initialization(like, like)
+            self.keys = like.new_zeros(len(self._owner.lengths), like.shape[1], 0, like.shape[3])
+            self.values = self.keys.clone()
+        if (have := self.keys.shape[2]) < slots:
+            room = (0, 0, 0, max(slots, have + _GROWTH) - have)
+            self.keys = torch.nn.functional.pad(self.keys, room)
+            self.values = torch.nn.functional.pad(self.values, room)

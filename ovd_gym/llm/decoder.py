@@ -1,0 +1,68 @@
+"""A causal language model taken apart: the decoder gives hidden states, the head gives logits.
+
+Both the sampler and the learner work this way, so that logits exist only where they are needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ovd_gym.errors import ConfigError
+
+__all__ = ["Decoder"]
+
+
+class Decoder:
+    """Views a transformers causal LM (plain or with peft adapters) as decoder plus head.
+
+    Args:
+        model: the language model; its parameters are shared, not copied.
+
+    Raises:
+        ConfigError: if the model's logits are not its head applied to its hidden states (some families scale or
+            cap them); checked on a short probe.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        base = cast(Any, model)
+        if hasattr(base, "get_base_model"):
+            base = base.get_base_model()
+        self.model = model
+        self.config = base.config
+        self.head: nn.Module = base.get_output_embeddings()
+        self._decoder: nn.Module = base.get_decoder()
+        self._check(base)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence, in tokens, that position encoding and attention are exact for.
+
+        Models with sliding-window layers are used within one window.
+        """
+        limit = int(self.config.max_position_embeddings)
+        if "sliding_attention" in (getattr(self.config, "layer_types", None) or ()):
+            limit = min(limit, int(self.config.sliding_window))
+        return limit
+
+    def hidden(self, input_ids_BT: Tensor, **kwargs: Any) -> Tensor:
+        """[B, T, D] last hidden states; ``kwargs`` are the transformers decoder's own."""
+        output = self._decoder(input_ids=input_ids_BT, **kwargs)
+        return cast(Tensor, output.last_hidden_state)
+
+    @torch.no_grad()
+    def _check(self, base: Any) -> None:
+        ids = torch.arange(4, device=self.device)[None]
+        expected = base(input_ids=ids, use_cache=False).logits
+        if not torch.allclose(self.head(self.hidden(ids, use_cache=False)), expected, atol=1e-3, rtol=1e-3):
+            raise ConfigError(
+                f"{type(base).__name__} transforms its logits after the head (scaling or soft-capping); "
+                "such models are not supported yet"
+            )

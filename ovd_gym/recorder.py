@@ -1,0 +1,216 @@
+"""The run folder: configuration, metrics, transcripts and checkpoints.
+
+::
+
+    RUN/config.yaml            everything the run depends on
+        metrics.jsonl          one line a training step
+        evaluations.jsonl      one line an evaluation
+        trajectories/          step-00003.jsonl, eval-00003.jsonl: every episode, token by token
+        critiques/             the same names: every score
+        tensorboard/           the metrics again
+        checkpoints/step-00003 weights, optimiser state and position; written whole or not at all
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.utils.tensorboard import SummaryWriter
+
+from ovd_gym.config import TrainConfig, load_config
+from ovd_gym.errors import ConfigError, DataError
+from ovd_gym.learner import Learner
+from ovd_gym.records import Critique, Trajectory, load_jsonl, save_jsonl
+
+__all__ = ["Kind", "Recorder", "load_checkpoint", "save_checkpoint"]
+
+Kind = Literal["step", "eval"]
+_STATE = "state.json"
+
+
+class Recorder:
+    """Writes one run folder. Open it with :meth:`create` or :meth:`resume`."""
+
+    def __init__(self, path: Path, config: TrainConfig) -> None:
+        self.path = path
+        self.config = config
+        self._board: SummaryWriter | None = None
+
+    @staticmethod
+    def free(path: Path) -> Path:
+        """``path``, if a run can be written there. Raises :class:`ConfigError` if it exists: nothing is overwritten."""
+        if path.exists():
+            raise ConfigError(f"{path} exists already: continue it with --resume {path}, or choose another run_dir")
+        return path
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig) -> Recorder:
+        """A new run folder, made whole or not at all."""
+        staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=_made(path.parent)))
+        staged.chmod(0o755)
+        for name in ("trajectories", "critiques", "checkpoints"):
+            (staged / name).mkdir()
+        tree = config.model_dump(mode="json", exclude_unset=True)
+        (staged / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        staged.rename(cls.free(path))
+        return cls(path, config)
+
+    @classmethod
+    def resume(cls, path: Path) -> Recorder:
+        """An existing run folder. Raises :class:`ConfigError` if ``path`` is none."""
+        if not (path / "config.yaml").is_file():
+            raise ConfigError(f"{path} is not a run folder (no config.yaml in it)")
+        return cls(path, load_config(path / "config.yaml"))
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoint folders, oldest first."""
+        return sorted((self.path / "checkpoints").glob("step-*"))
+
+    def rewind(self, step: int) -> None:
+        """Forget what was written after ``step`` training steps: the run will write it again."""
+        for name in ("metrics.jsonl", "evaluations.jsonl"):
+            rows = [row for row in _rows(self.path / name) if row["step"] <= step]
+            _write_atomically(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
+        kept = {f"eval-{row['step']:05d}" for row in self.evaluations()} | {f"step-{i:05d}" for i in range(1, step + 1)}
+        for folder in ("trajectories", "critiques"):
+            for file in (self.path / folder).glob("*.jsonl"):
+                if file.stem not in kept:
+                    file.unlink()
+        self._close_board()
+        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Recorded training steps, in order."""
+        return _rows(self.path / "metrics.jsonl")
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Recorded evaluations, in order."""
+        return _rows(self.path / "evaluations.jsonl")
+
+    def record(
+        self, kind: Kind, row: Mapping[str, Any], trajectories: Sequence[Trajectory], critiques: Sequence[Critique]
+    ) -> None:
+        """Write one training step or evaluation; ``row`` holds its ``step`` and numbers.
+
+        The row is written last: a step that has one is complete.
+        """
+        for folder, records in (("trajectories", trajectories), ("critiques", critiques)):
+            file = self._episodes(folder, kind, row["step"])
+            file.unlink(missing_ok=True)
+            save_jsonl(file, records)
+        name = "metrics.jsonl" if kind == "step" else "evaluations.jsonl"
+        with (self.path / name).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row) + "\n")
+        if self._board is None:
+            self._board = SummaryWriter(str(self.path / "tensorboard"))
+        for key, value in row.items():
+            if key != "step" and isinstance(value, int | float):
+                self._board.add_scalar(f"{kind}/{key}", value, row["step"])
+
+    def episodes(self, kind: Kind, step: int) -> list[tuple[Trajectory, Critique | None]]:
+        """The recorded episodes of one step or evaluation, each with its critique."""
+        critiques = {c.trajectory_id: c for c in load_jsonl(self._episodes("critiques", kind, step), Critique)}
+        trajectories = load_jsonl(self._episodes("trajectories", kind, step), Trajectory)
+        return [(trajectory, critiques.get(trajectory.id)) for trajectory in trajectories]
+
+    def checkpoint(self, learner: Learner, step: int) -> None:
+        """Save the learner after ``step`` training steps and prune older checkpoints."""
+        save_checkpoint(self.path / "checkpoints" / f"step-{step:05d}", learner, step)
+        for old in self.checkpoints()[: -self.config.keep_checkpoints]:
+            shutil.rmtree(old)
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+        self._close_board()
+
+    def _close_board(self) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def _episodes(self, folder: str, kind: Kind, step: int) -> Path:
+        return self.path / folder / f"{kind}-{step:05d}.jsonl"
+
+
+def save_checkpoint(path: Path, learner: Learner, step: int) -> None:
+    """Write trained weights, optimiser state, position and checksums to the folder ``path``, whole or not at all."""
+    staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=_made(path.parent)))
+    try:
+        weights = {name: p.detach().contiguous() for name, p in learner.parameters.items()}
+        save_file(weights, staged / "weights.safetensors")
+        moments = {
+            f"{key}/{name}": value.contiguous()
+            for name, p in learner.parameters.items()
+            for key, value in learner.optimizer.state[p].items()
+        }
+        save_file(moments, staged / "optimizer.safetensors")
+        sums = {file.name: _sha256(file) for file in staged.iterdir()}
+        (staged / _STATE).write_text(json.dumps({"step": step, "sha256": sums}), encoding="utf-8")
+        if path.exists():
+            shutil.rmtree(path)
+        staged.rename(path)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
+def load_checkpoint(path: Path, learner: Learner) -> int:
+    """Put the checkpoint ``path`` into ``learner``; the number of training steps it has seen.
+
+    Raises :class:`DataError` for a damaged or foreign checkpoint; the learner is then unchanged.
+    """
+    damaged = f"the checkpoint {path} is damaged"
+    advice = "; delete it to resume from the one before"
+    try:
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        for name, expected in state["sha256"].items():
+            if _sha256(path / name) != expected:
+                raise DataError(f"{damaged} (checksum of {name}){advice}")
+        weights = load_file(path / "weights.safetensors")
+        moments = load_file(path / "optimizer.safetensors")
+        step = int(state["step"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise DataError(f"{damaged} ({type(error).__name__}: {error}){advice}") from None
+    if weights.keys() != learner.parameters.keys():
+        raise DataError(f"the checkpoint {path} belongs to another model: its weights have other names")
+    with torch.no_grad():
+        for name, p in learner.parameters.items():
+            p.copy_(weights[name])
+            prefix = {key.partition("/")[0] for key in moments if key.partition("/")[2] == name}
+            learner.optimizer.state[p] = {key: moments[f"{key}/{name}"].clone() for key in prefix}
+    return step
+
+
+def _made(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Complete lines of a JSON-lines file; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    staged = path.with_name(f".{path.name}.new")
+    staged.write_text(text, encoding="utf-8")
+    os.replace(staged, path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,178 @@
+"""Episodes to trajectories: the student acts, the environment answers, and every token id is kept as it was."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+
+from ovd_gym.agents.base import Agent, Conversation, Turn
+from ovd_gym.envs.base import ToolEnv
+from ovd_gym.errors import InfrastructureError
+from ovd_gym.llm.base import Completion
+from ovd_gym.records import Step, Task, ToolCall, Trajectory
+
+__all__ = ["Env", "episode_seed", "rollout", "step_spans"]
+
+Env = gym.Env[str, str]
+
+
+def rollout(
+    tasks: Sequence[Task],
+    envs: Sequence[Env],
+    agent: Agent,
+    *,
+    group_size: int = 1,
+    seed: Sequence[int] = (0,),
+    label: str = "rollout",
+    policy_version: int = 0,
+    greedy: bool = False,
+    on_turn: Callable[[int, int], None] = lambda done, tokens: None,
+) -> list[Trajectory]:
+    """One episode per task and group member, all turns in step.
+
+    Args:
+        tasks: the questions; each is asked ``group_size`` times.
+        envs: ``len(tasks) * group_size`` instances of one environment (wrappers around a ToolEnv are welcome).
+        seed: entropy of this call; every episode's own seed is derived from it and the episode's index.
+        label: prefix of trajectory and group ids, unique in a run.
+        policy_version: recorded with each trajectory.
+        on_turn: called after every turn with the number of finished episodes and of sampled tokens so far.
+
+    Returns:
+        The trajectories in task order, group after group. An episode whose environment broke is there too, with
+        status ``failed`` and no reward.
+    """
+    if len(envs) != len(tasks) * group_size:
+        raise ValueError(f"{len(tasks)} tasks x {group_size} need {len(tasks) * group_size} envs, got {len(envs)}")
+    episodes = [
+        _Episode(env, tasks[i // group_size], episode_seed(seed, i), f"{label}/{i // group_size}", i % group_size)
+        for i, env in enumerate(envs)
+    ]
+    formats = {episode.env.action_format.stop for episode in episodes}
+    if len(formats) != 1:
+        raise ValueError("the environments of one rollout must share one action format")
+    conversation = agent.open(
+        [episode.env.opening() for episode in episodes], [e.seed for e in episodes], formats.pop(), greedy
+    )
+    _play(episodes, conversation, on_turn)
+    return [episode.trajectory(policy_version) for episode in episodes]
+
+
+def episode_seed(seed: Sequence[int], index: int) -> int:
+    """A seed for one episode, independent of all others and of how the work is scheduled."""
+    return int(np.random.SeedSequence([*seed, index]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def step_spans(text: str, offsets: Sequence[int], ends: Sequence[int]) -> list[tuple[str, int, int]]:
+    """Split one turn into steps ``(text, start, end)`` with token indices; together they cover the whole turn.
+
+    Args:
+        text: the turn.
+        offsets: [n] length of ``text`` after each token.
+        ends: where steps end in ``text``, in characters; the last is its length. A token that lies across an end
+            belongs to the earlier step, and a step that would be left without a token is merged into the next.
+    """
+    spans: list[tuple[str, int, int]] = []
+    char = token = 0
+    for end in ends[:-1]:
+        stop = bisect_left(offsets, end) + 1
+        if token < stop < len(offsets):
+            spans.append((text[char : offsets[stop - 1]], token, stop))
+            char, token = offsets[stop - 1], stop
+    return [*spans, (text[char:], token, len(offsets))]
+
+
+def _play(episodes: list[_Episode], conversation: Conversation, on_turn: Callable[[int, int], None]) -> None:
+    turns = conversation.begin()
+    while True:
+        observations = {row: text for row, turn in turns.items() if (text := episodes[row].take(turn)) is not None}
+        on_turn(sum(e.status is not None for e in episodes), sum(e.num_sampled for e in episodes))
+        if not observations:
+            return
+        turns = conversation.reply(observations)
+
+
+class _Episode:
+    """One environment and what has been recorded of its episode."""
+
+    def __init__(self, env: Env, task: Task, seed: int, group_id: str, member: int) -> None:
+        self.env = cast(ToolEnv, env.unwrapped)
+        self.seed = seed
+        self.status: str | None = None
+        self.num_sampled = 0
+        self._wrapped = env
+        self._task = task
+        self._group_id = group_id
+        self._member = member
+        self._steps: list[Step] = []
+        self._ids: list[int] = []
+        self._logprobs: list[float] = []
+        self._reward: float | None = 0.0
+        self._answer: str | None = None
+        self._reason = ""
+        env.reset(seed=seed, options={"task": task})
+
+    def take(self, turn: Turn) -> str | None:
+        """Record the agent's turn and act on it; the observation, or None when the episode is over."""
+        start = self._append(turn)
+        if not turn.completion.ids:
+            self.status, self._reason = "truncated", "context"
+            return None
+        try:
+            observation, reward, terminated, truncated, info = self._wrapped.step(turn.completion.text)
+        except InfrastructureError as error:
+            self._record(turn.completion, start, "", {"error": None, "call": None})
+            self.status, self._reward, self._reason = "failed", None, str(error)
+            return None
+        self._record(turn.completion, start, observation, info)
+        assert self._reward is not None
+        self._reward += float(reward)
+        self._answer = info["answer"]
+        if terminated or truncated:
+            self.status = "terminated" if terminated else "truncated"
+            self._reason = info["truncation"] or ""
+            return None
+        return observation
+
+    def trajectory(self, policy_version: int) -> Trajectory:
+        return Trajectory(
+            id=f"{self._group_id}/{self._member}",
+            group_id=self._group_id,
+            task=self._task,
+            steps=tuple(self._steps),
+            token_ids=tuple(self._ids),
+            logprobs=tuple(self._logprobs),
+            reward=self._reward,
+            answer=self._answer,
+            status=self.status,  # type: ignore[arg-type]  # checked by the record
+            reason=self._reason,
+            policy_version=policy_version,
+        )
+
+    def _append(self, turn: Turn) -> int:
+        """Add the turn's ids; where its sampled tokens start."""
+        start = len(self._ids) + len(turn.fed)
+        self._ids += [*turn.fed, *turn.completion.ids]
+        self._logprobs += [*([0.0] * len(turn.fed)), *turn.completion.logprobs]
+        self.num_sampled += len(turn.completion.ids)
+        return start
+
+    def _record(self, completion: Completion, start: int, observation: str, info: dict[str, Any]) -> None:
+        ends = self.env.action_format.step_ends(completion.text)
+        spans = step_spans(completion.text, completion.offsets, ends)
+        for i, (text, first, end) in enumerate(spans):
+            last = i == len(spans) - 1
+            self._steps.append(
+                Step(
+                    text=text,
+                    start=start + first,
+                    end=start + end,
+                    call=ToolCall.model_validate(info["call"]) if last and info["call"] else None,
+                    observation=observation if last else "",
+                    error=info["error"] if last else None,
+                )
+            )

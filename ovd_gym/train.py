@@ -1,0 +1,194 @@
+"""The training loop, top to bottom: rollout, critique, credit, update.
+
+Every random draw derives from (seed, training step, episode), so nothing but weights, optimiser state and the step
+has to be kept to continue a run exactly. Departure from the paper (arXiv 2601.21968): arm ``score-reward`` mixes the
+teacher's scores into the reward instead of filtering trajectories by them.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovd_gym.batch import pack
+from ovd_gym.build import Parts, build
+from ovd_gym.config import TrainConfig, load_config
+from ovd_gym.credit import assign_credit
+from ovd_gym.errors import ConfigError, TrainingStopped
+from ovd_gym.evaluate import evaluate, summarize
+from ovd_gym.progress import Display
+from ovd_gym.recorder import Recorder, load_checkpoint
+from ovd_gym.records import Critique, Task, Trajectory
+from ovd_gym.report.run import write_report
+from ovd_gym.rollout import rollout
+from ovd_gym.teachers.base import Teacher
+
+__all__ = ["RunResult", "task_batch", "train"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run stands and what it measured."""
+
+    path: Path
+    steps: int
+    """Training steps done; fewer than configured after Ctrl-C."""
+    evaluations: list[dict[str, Any]]
+    outputs: list[Path]
+    """Files made for reading."""
+
+
+def train(
+    config: TrainConfig | Mapping[str, Any] | str | Path | None = None,
+    *,
+    env: str | None = None,
+    student: str | None = None,
+    teacher: Teacher | str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    resume: str | Path | None = None,
+    display: Display | None = None,
+) -> RunResult:
+    """Train a student; the run folder holds everything about it.
+
+    Args:
+        config: a YAML file, a mapping, or a TrainConfig; None starts from the defaults.
+        env, student, teacher: short for ``env.id``, ``student.model``, ``teacher.name``; a Teacher object is used as
+            it is.
+        settings: dotted keys laid over the configuration, such as ``{"learner.learning_rate": 1e-4}``.
+        resume: a run folder to continue, in place of all of the above (but a Teacher object is given again).
+        display: where progress goes.
+
+    Raises:
+        ConfigError: nothing has been written. TrainingStopped: the last checkpoint stays valid.
+    """
+    custom = teacher if isinstance(teacher, Teacher) else None
+    names = {"env.id": env, "student.model": student, "teacher.name": None if custom else teacher}
+    laid = {**{key: name for key, name in names.items() if name is not None}, **(settings or {})}
+    if resume is not None:
+        if config is not None or laid:
+            raise ConfigError("a resumed run keeps its configuration: give resume alone")
+        recorder = Recorder.resume(Path(resume))
+        parts = build(recorder.config, custom)
+    else:
+        tree = config.model_dump(exclude_unset=True) if isinstance(config, TrainConfig) else config
+        checked = load_config(tree or {}, laid)
+        path = Recorder.free(Path(checked.run_dir or time.strftime("runs/%Y%m%d-%H%M%S")))
+        parts = build(checked, custom)
+        recorder = Recorder.create(path, checked)
+    try:
+        return _loop(recorder, parts, display or Display(recorder.config.steps))
+    finally:
+        recorder.close()
+        parts.close()
+
+
+def task_batch(tasks: Sequence[Task], step: int, count: int, seed: int) -> list[Task]:
+    """The tasks of one training step: pass after pass over all of them, each pass in an order of its own."""
+    picked = []
+    for position in range(step * count, (step + 1) * count):
+        epoch, place = divmod(position, len(tasks))
+        order = np.random.default_rng([seed, epoch]).permutation(len(tasks))
+        picked.append(tasks[int(order[place])])
+    return picked
+
+
+def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
+    config, learner, teacher = recorder.config, parts.learner, parts.teacher
+    saved = recorder.checkpoints()
+    done = start = load_checkpoint(saved[-1], learner) if saved else 0
+    recorder.rewind(done)
+    with display, _interruptible() as interrupted:
+
+        def on_turn(finished: int, tokens: int) -> None:
+            display.phase(f"{phase}: {finished} episodes done, {tokens} tokens")
+            if interrupted():
+                raise KeyboardInterrupt
+
+        try:
+            phase = "evaluating"
+            if done == 0:
+                _hold_out(recorder, parts, 0, display, on_turn)
+            for step in range(done, config.steps):
+                began, phase = time.monotonic(), "rollout"
+                tasks = task_batch(parts.tasks, step, config.rollout.tasks_per_step, config.seed)
+                trajectories = rollout(
+                    tasks, parts.envs, parts.student, group_size=config.rollout.group_size,
+                    seed=(config.seed, 1, step), label=f"step-{step + 1:05d}", policy_version=step, on_turn=on_turn,
+                )  # fmt: skip
+                rolled = time.monotonic() - began
+                display.phase("critique and update")
+                critiques = teacher.critique(trajectories) if teacher else []
+                row = _checked(trajectories, critiques, config)
+                credits = assign_credit(trajectories, critiques, config.credit)
+                row |= learner.update(pack(trajectories, credits), step)
+                done = step + 1
+                row |= {"tokens_per_s": sum(t.num_sampled for t in trajectories) / rolled}
+                row |= {"step": done, "seconds": time.monotonic() - began}
+                recorder.record("step", row, trajectories, critiques)
+                display.step(row)
+                phase, last = "evaluating", done == config.steps
+                if last or (config.evaluation and config.evaluation.every and done % config.evaluation.every == 0):
+                    _hold_out(recorder, parts, done, display, on_turn)
+                if last or done % config.checkpoint_every == 0:
+                    recorder.checkpoint(learner, done)
+        except KeyboardInterrupt:
+            if done > start and done % config.checkpoint_every:
+                recorder.checkpoint(learner, done)
+            display.say(f"stopped after {done} steps; continue with: ovd-gym train --resume {recorder.path}")
+            return RunResult(recorder.path, done, recorder.evaluations(), [])
+    parts.export(recorder.path / "model")
+    return RunResult(recorder.path, done, recorder.evaluations(), write_report(recorder))
+
+
+def _hold_out(recorder: Recorder, parts: Parts, step: int, display: Display, on_turn: Any) -> None:
+    if not parts.held_out_tasks:
+        return
+    result = evaluate(
+        parts.held_out_tasks, parts.held_out_envs, parts.student, teacher=parts.teacher, step=step,
+        seed=(recorder.config.seed, 2, step), on_turn=on_turn,
+    )  # fmt: skip
+    recorder.record("eval", result.row, result.trajectories, result.critiques)
+    display.evaluation(result.row)
+
+
+def _checked(trajectories: Sequence[Trajectory], critiques: Sequence[Critique], config: TrainConfig) -> dict[str, Any]:
+    """The step's summary. Raises :class:`TrainingStopped` when there is nothing sound to learn from."""
+    row = summarize(trajectories, critiques)
+    if row["failed"] == 1.0:
+        raise TrainingStopped(f"every episode failed: {trajectories[0].reason}")
+    invalid, limit = row["invalid_share"] or 0.0, config.teacher.max_invalid_share if config.teacher else 1.0
+    if invalid > limit:
+        why = next(s for c in critiques for s in (*c.steps, c.trajectory) if not s.valid)
+        raise TrainingStopped(
+            f"{invalid:.0%} of the teacher's scores are missing, more than teacher.max_invalid_share = {limit:.0%}; "
+            f"the first: {why.status} ({why.rationale})"
+        )
+    return dict(row)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Any]:
+    """Within it the first Ctrl-C only raises a flag, the second interrupts at once."""
+    flag: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if flag:
+            raise KeyboardInterrupt
+        flag.append(number)
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not in the main thread: signals are somebody else's business
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(flag)
+    finally:
+        signal.signal(signal.SIGINT, before)

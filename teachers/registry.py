@@ -1,0 +1,87 @@
+"""Teachers by name: built in, from any installed package, or given as an object."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from ovd_gym.errors import ConfigError, unknown
+from ovd_gym.teachers.base import Teacher
+
+__all__ = ["BUILT_IN", "ENTRY_POINTS", "make_teacher"]
+
+ENTRY_POINTS = "ovd_gym.teachers"
+"""Group of entry points under which another package offers a teacher: ``name = "package.module:ClassName"``."""
+BUILT_IN = {
+    "math-rules": "ovd_gym.teachers.rules:MathRules",
+    "digits": "ovd_gym.teachers.digits:DigitTeacher",
+}
+
+
+def make_teacher(spec: str | Teacher | Mapping[str, Any], **options: Any) -> Teacher:
+    """The teacher that ``spec`` names, made with ``options``.
+
+    Args:
+        spec: a name of :data:`BUILT_IN`, the name of an entry point, ``"package.module:ClassName"``, a mapping with the
+            name as ``name`` and options beside it, or a teacher (returned as it is).
+        options: keyword arguments of the teacher; they go before those in a mapping.
+
+    Raises:
+        ConfigError: an unknown name, an unknown or missing option, or something that is no teacher.
+
+    >>> make_teacher("math-rules").name
+    'math-rules'
+    """
+    if isinstance(spec, Teacher):
+        if options:
+            raise ConfigError(f"options {sorted(options)} for a teacher that is made already: give them to its class")
+        return spec
+    if isinstance(spec, Mapping):
+        rest = dict(spec)
+        if not isinstance(name := rest.pop("name", None), str):
+            raise ConfigError(f"a teacher needs a 'name', got {dict(spec)}")
+        return make_teacher(name, **rest | options)
+    factory = _find(spec)
+    _check_options(spec, factory, options)
+    teacher = factory(**options)
+    if not isinstance(teacher, Teacher):
+        raise ConfigError(f"teacher {spec!r} made a {type(teacher).__name__}: expected a subclass of Teacher")
+    return teacher
+
+
+def _find(spec: str) -> Callable[..., Any]:
+    if spec in BUILT_IN:
+        return _import(spec, BUILT_IN[spec])
+    found = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    if spec in found:
+        return _import(spec, found[spec])
+    if ":" in spec:
+        return _import(spec, spec)
+    raise ConfigError(unknown("teacher", spec, {*BUILT_IN, *found}) + ", or 'package.module:ClassName'")
+
+
+def _import(spec: str, path: str) -> Callable[..., Any]:
+    module, _, attribute = path.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"cannot import teacher {spec!r} from {path!r}: {error}") from error
+    if not callable(factory):
+        raise ConfigError(f"teacher {spec!r}: {path!r} is a {type(factory).__name__}, expected a class")
+    return factory  # type: ignore[no-any-return]
+
+
+def _check_options(spec: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    signature = inspect.signature(factory)
+    parameters = signature.parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        for name in options:
+            if name not in signature.parameters:
+                raise ConfigError(unknown(f"option of teacher {spec!r}:", name, signature.parameters))
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise ConfigError(f"teacher {spec!r}: {error}; its options: {signature}") from None
