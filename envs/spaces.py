@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing as mp
+from collections.abc import Sequence
 from multiprocessing.sharedctypes import SynchronizedArray
 from types import ModuleType
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from gymnasium import Space
@@ -52,6 +53,32 @@ class UnicodeText(Space[str]):
         return isinstance(other, UnicodeText) and self.max_length == other.max_length
 
 
+class _SharedTexts(Sequence[str]):
+    """The texts that stand in shared memory now; a deep copy is a tuple of them.
+
+    ``AsyncVectorEnv`` reads shared memory once, when it is made, and expects a view, of which it copies each step.
+    """
+
+    def __init__(self, rows: np.ndarray[Any, Any]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        row = self._rows[index]
+        return "".join(map(chr, row[1 : 1 + row[0]].tolist()))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> tuple[str, ...]:
+        return tuple(self)
+
+
 # Layout in shared memory, per environment: the length, then the code points.
 
 
@@ -62,9 +89,8 @@ def _create(space: UnicodeText, n: int = 1, ctx: ModuleType = mp) -> Synchronize
 
 
 @read_from_shared_memory.register(UnicodeText)
-def _read(space: UnicodeText, shared_memory: SynchronizedArray[Any], n: int = 1) -> tuple[str, ...]:
-    rows = _rows(space, shared_memory)
-    return tuple("".join(map(chr, row[1 : 1 + row[0]].tolist())) for row in rows)
+def _read(space: UnicodeText, shared_memory: SynchronizedArray[Any], n: int = 1) -> _SharedTexts:
+    return _SharedTexts(_rows(space, shared_memory))
 
 
 @write_to_shared_memory.register(UnicodeText)

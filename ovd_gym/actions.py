@@ -7,6 +7,7 @@ given the student's own; a page or a tool result never passes through it.
 from __future__ import annotations
 
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,9 @@ from ovd_gym.errors import ConfigError, InvalidCall, unknown
 from ovd_gym.records import ToolCall, ToolSpec
 
 __all__ = ["FORMATS", "ActionFormat", "Boxed", "Hermes", "Line", "get_format", "last_boxed"]
+
+_MAX_DEPTH = 64
+"""Nested brackets in a call's arguments; JSON readers give up at about 200, the records around a call included."""
 
 
 class ActionFormat(ABC):
@@ -60,7 +64,8 @@ class Hermes(ActionFormat):
         )
 
     def parse(self, text: str, tools: Sequence[ToolSpec]) -> ToolCall:  # noqa: D102
-        blocks = self._block.findall(text)
+        # Nothing after the last end can be a call; without the cut, a thousand unclosed tags take seconds to search.
+        blocks = self._block.findall(text[: text.rfind("</tool_call>") + len("</tool_call>")])
         if len(blocks) != 1:
             raise InvalidCall(
                 f"found {len(blocks)} tool calls, expected exactly one "
@@ -75,7 +80,7 @@ class Hermes(ActionFormat):
         arguments = call.get("arguments", {})
         if not isinstance(arguments, dict):
             raise InvalidCall(f'"arguments" must be a JSON object, got {type(arguments).__name__}')
-        return ToolCall(name=call["name"], arguments=arguments)
+        return _recordable(call["name"], arguments)
 
     def render(self, call: ToolCall) -> str:  # noqa: D102
         body = json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
@@ -85,7 +90,8 @@ class Hermes(ActionFormat):
 class Line(ActionFormat):
     """``tool: argument`` on one line: a handful of tokens, made for few-shot prompts and small models.
 
-    A tool with one parameter takes the rest of the line as it is; one with several takes a JSON object.
+    A tool with one parameter takes the rest of the line as it is; one with several takes a JSON object. The object
+    also serves where a tool's one argument is no plain text (a number, blanks around it, an opening brace).
     """
 
     name = "line"
@@ -104,25 +110,26 @@ class Line(ActionFormat):
         if tool is None:
             return ToolCall(name=name.strip())
         parameters = list(_properties(tool))
-        if len(parameters) == 1:
-            return ToolCall(name=tool.name, arguments={parameters[0]: rest.strip()})
         try:
             arguments = json.loads(rest or "{}", parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            raise InvalidCall(f"{tool.name} takes a JSON object: {error}") from None
+            arguments, problem = None, str(error)
+        else:
+            problem = f"got {type(arguments).__name__}"
+        if len(parameters) == 1 and not (isinstance(arguments, dict) and list(arguments) == parameters):
+            return _recordable(tool.name, {parameters[0]: rest.strip()})
         if not isinstance(arguments, dict):
-            raise InvalidCall(f"{tool.name} takes a JSON object, got {type(arguments).__name__}")
-        return ToolCall(name=tool.name, arguments=arguments)
+            raise InvalidCall(f"{tool.name} takes a JSON object: {problem}")
+        return _recordable(tool.name, arguments)
 
     def render(self, call: ToolCall) -> str:  # noqa: D102
         values = list(call.arguments.values())
-        if len(values) == 1 and isinstance(values[0], str):
-            text = f"{call.name}: {values[0]}"
-        else:
-            text = f"{call.name}: {json.dumps(call.arguments, ensure_ascii=False)}"
-        if "\n" in text:
+        value = values[0] if len(values) == 1 else None
+        if isinstance(value, str) and "\n" in value:
             raise ValueError("the line format cannot hold a line break; use 'hermes' for multi-line arguments")
-        return text + "\n"
+        if isinstance(value, str) and value == value.strip() and not value.startswith("{"):
+            return f"{call.name}: {value}\n"
+        return f"{call.name}: {json.dumps(call.arguments, ensure_ascii=False)}\n"
 
 
 class Boxed(ActionFormat):
@@ -145,7 +152,12 @@ class Boxed(ActionFormat):
 
     def render(self, call: ToolCall) -> str:  # noqa: D102
         (answer,) = call.arguments.values()
-        return rf"\boxed{{{answer}}}"
+        text = rf"\boxed{{{answer}}}"
+        if last_boxed(text) != answer:
+            raise ValueError(
+                f"the boxed format holds a text with balanced braces and no blanks around it, not {answer!r}"
+            )
+        return text
 
     def step_ends(self, text: str) -> list[int]:  # noqa: D102
         ends = [m.end() for m in self._gap.finditer(text) if text[: m.start()].strip() and m.end() < len(text)]
@@ -158,15 +170,14 @@ def last_boxed(text: str) -> str | None:
     >>> last_boxed(r"so \boxed{1}, no: \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
     """
-    end = len(text)
-    while (start := text.rfind(r"\boxed{", 0, end)) >= 0:
-        depth = 0
-        for i in range(start + 6, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            if depth == 0:
-                return text[start + 7 : i].strip()
-        end = start
-    return None
+    open_braces: list[int] = []  # where the content of a box starts; -1 for other braces
+    start, content = -1, None
+    for brace in re.finditer(r"\\boxed\{|[{}]", text):
+        if brace[0] != "}":
+            open_braces.append(-1 if brace[0] == "{" else brace.end())
+        elif open_braces and (opened := open_braces.pop()) > start:
+            start, content = opened, text[opened : brace.start()].strip()
+    return content
 
 
 FORMATS: Mapping[str, ActionFormat] = {f.name: f for f in (Hermes(), Line(), Boxed())}
@@ -185,6 +196,26 @@ def _properties(tool: ToolSpec) -> Mapping[str, Any]:
     properties = tool.parameters.get("properties", {})
     assert isinstance(properties, dict)
     return properties
+
+
+def _recordable(name: str, arguments: dict[str, Any]) -> ToolCall:
+    """The call, unless JSON brought something in that no record can hold: a student's text must not break a run."""
+    if (problem := _unrecordable([name, arguments])) is not None:
+        raise InvalidCall(f"the tool call holds {problem}")
+    return ToolCall(name=name, arguments=arguments)
+
+
+def _unrecordable(value: Any, depth: int = 0) -> str | None:
+    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        return "half of a character (a lone surrogate)"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a number that is too large"
+    if isinstance(value, dict | list):
+        if depth > _MAX_DEPTH:
+            return f"more than {_MAX_DEPTH} nested brackets"
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        return next((p for item in inner if (p := _unrecordable(item, depth + 1)) is not None), None)
+    return None
 
 
 def _signature(tool: ToolSpec) -> str:

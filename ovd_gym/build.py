@@ -37,6 +37,7 @@ class Parts:
     envs: Sequence[Env]
     """``tasks_per_step * group_size`` instances."""
     tasks: Sequence[Task]
+    """To train on; none of them asks a held-out question."""
     held_out_envs: Sequence[Env]
     """One per held-out task; empty without an evaluation section."""
     held_out_tasks: Sequence[Task]
@@ -59,8 +60,8 @@ def build(config: TrainConfig, teacher: Teacher | None = None) -> Parts:
     Raises :class:`ConfigError` for an unknown environment, model or teacher and for options they do not take.
     """
     envs = make_envs(config.env, config.rollout.tasks_per_step * config.rollout.group_size)
-    tasks = _tool_env(envs[0]).tasks
-    held_out_envs, held_out_tasks = _held_out(config, tasks)
+    held_out_envs, held_out_tasks = _held_out(config)
+    tasks = _apart(_tool_env(envs[0]).tasks, held_out_tasks)
     if teacher is None and config.teacher is not None:
         teacher = make_teacher(config.teacher.name, **config.teacher.options)
     model, tokenizer = load_model(config.student.model, dtype=config.student.dtype, device=config.student.device)
@@ -107,8 +108,8 @@ def _tool_env(env: gym.Env[Any, Any]) -> ToolEnv:
     return env.unwrapped
 
 
-def _held_out(config: TrainConfig, trained: Sequence[Task]) -> tuple[Sequence[Env], Sequence[Task]]:
-    """Environments and tasks of the evaluation; refuses tasks that are trained on."""
+def _held_out(config: TrainConfig) -> tuple[Sequence[Env], Sequence[Task]]:
+    """Environments and tasks of the evaluation."""
     if config.evaluation is None:
         return (), ()
     count = config.evaluation.episodes
@@ -116,12 +117,18 @@ def _held_out(config: TrainConfig, trained: Sequence[Task]) -> tuple[Sequence[En
     available = _tool_env(envs[0]).tasks
     if len(available) < count:
         raise ConfigError(f"evaluation.episodes is {count}, but there are only {len(available)} held-out tasks")
-    tasks = [available[i] for i in range(count)]
-    questions = {task.question for task in tasks}
-    seen = sum(trained[i].question in questions for i in range(len(trained)))
-    if seen == len(trained):
+    return envs, [available[i] for i in range(count)]
+
+
+def _apart(tasks: Sequence[Task], held_out: Sequence[Task]) -> Sequence[Task]:
+    """``tasks`` without those whose question is held out."""
+    if not held_out:
+        return tasks
+    questions = {task.question for task in held_out}
+    trained = [task for task in (tasks[i] for i in range(len(tasks))) if task.question not in questions]
+    if not trained:
         raise ConfigError("every training task is an evaluation task; set evaluation.options to other tasks")
-    return envs, tasks
+    return trained
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def train(
 ) -> None:
     """Train a student and write a run folder."""
     from ovd_gym.config import parse_setting
-    from ovd_gym.train import train as run
+    from ovd_gym.training import train as run
 
     if (config is None) == (resume is None):
         raise ConfigError("give either a configuration file or --resume RUN")

@@ -11,6 +11,7 @@ not of ``N``, so leaving them out changes nothing.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -37,7 +38,8 @@ def trainable_model(model: nn.Module, config: LearnerConfig, seed: int) -> nn.Mo
     if config.lora_rank == 0:
         return model.requires_grad_(True)
     lora = LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft's own
         torch.manual_seed(seed)
         return get_peft_model(model, lora)
 

@@ -80,6 +80,8 @@ class Recorder:
     def rewind(self, step: int) -> None:
         """Forget what was written after ``step`` training steps: the run will write it again."""
         for name in ("metrics.jsonl", "evaluations.jsonl"):
+            if not (self.path / name).exists():
+                continue
             rows = [row for row in _rows(self.path / name) if row["step"] <= step]
             _write_atomically(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
         kept = {f"eval-{row['step']:05d}" for row in self.evaluations()} | {f"step-{i:05d}" for i in range(1, step + 1)}

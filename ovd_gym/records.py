@@ -167,6 +167,8 @@ class Trajectory(Record):
         return self
 
 
+Probability = Annotated[float, Field(ge=0, le=1.000001)]
+"""Rounding may carry a sum of probabilities just above 1."""
 ScoreStatus = Literal["ok", "timeout", "refused", "malformed", "low_mass", "over_budget", "error"]
 
 
@@ -177,9 +179,9 @@ class Score(Record):
     status: ScoreStatus = "ok"
     mean: Annotated[float, Field(ge=0, le=9)] | None = None
     """Expected score under the teacher's digit distribution; the digit itself when only that is known."""
-    probs: Annotated[tuple[float, ...], Field(min_length=10, max_length=10)] | None = None
+    probs: Annotated[tuple[Probability, ...], Field(min_length=10, max_length=10)] | None = None
     """[10] the distribution over the digits, renormalised."""
-    digit_mass: Annotated[float, Field(ge=0, le=1.000001)] | None = None
+    digit_mass: Probability | None = None
     """Probability the teacher gave to all ten digits together, before renormalising."""
     rationale: Text = ""
 
@@ -243,8 +245,10 @@ def save_jsonl(path: str | Path, records: Iterable[Record]) -> None:
 
 
 def load_jsonl(path: str | Path, kind: type[R]) -> Iterator[R]:
-    """Yield the records in ``path``. Raises :class:`DataError` naming the first bad line."""
-    with Path(path).open(encoding="utf-8") as file:
+    """Yield the records in ``path``. Raises :class:`DataError` naming the first bad line, or the missing file."""
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file")
+    with Path(path).open("rb") as file:  # bytes: a line that is no UTF-8 is that line's error
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:

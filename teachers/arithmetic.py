@@ -68,7 +68,7 @@ def evaluate(expression: str, names: Mapping[str, Fraction] | None = None) -> Fr
 
 def _value(node: ast.expr, source: str, names: Mapping[str, Fraction]) -> Fraction:
     match node:
-        case ast.Constant():
+        case ast.Constant(value=int() | float()):
             return _sized(Fraction(source[node.col_offset : node.end_col_offset]))  # the text: a float is not exact
         case ast.Name(id=name) if name in names:
             return names[name]
@@ -116,6 +116,7 @@ def normalise(text: str) -> str:
     """``text`` with typeset operators in plain form: ``×``, ``\\times``, ``2 x 3``, ``÷``, ``$``, ``20% of``."""
     text = re.sub(r"\\(?:times|cdot)\b|[×⋅·∙]", "*", text)
     text = re.sub(r"\\div\b|÷", "/", text)
+    text = re.sub(r"(?<=[0-9]) \((?=[A-Za-z]{2})", " ; (", text)  # a remark in brackets, no factor
     text = re.sub(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", r"((\1)/(\2))", text)
     text = re.sub(r"\\(?:left|right|[$,;!])|[$€£]", "", text)
     text = re.sub(r"[−–]", "-", text)

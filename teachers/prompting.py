@@ -119,8 +119,10 @@ def _cut(text: str, limit: int) -> tuple[str, int]:
 
 def _inert(text: str, literals: Iterable[str]) -> str:
     text = escape_markers(text)
+    characters = set(text)  # some tokenizers reserve thousands of tokens, all of which begin with "<"
     for literal in literals:
-        text = text.replace(literal, f"&#{ord(literal[0])};{literal[1:]}")
+        if literal[0] in characters:
+            text = text.replace(literal, f"&#{ord(literal[0])};{literal[1:]}")
     return _FENCE.sub(lambda match: match[0].replace("<", "&lt;").replace(">", "&gt;"), text)
 
 

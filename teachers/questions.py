@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from ovd_gym.teachers.arithmetic import NotArithmetic, evaluate, normalise, numbers, operator_runs
 
-__all__ = ["Question", "read_question"]
+__all__ = ["CONSTANTS", "Question", "read_question"]
 
 _ASKS = re.compile(
     r"\b(calculate|compute|evaluate|arithmetic|multiplication|division|addition|subtraction|multiply|what is|result of"
@@ -31,7 +31,8 @@ _NUMBER_WORDS = {
     "foot": 12, "feet": 12, "%": 100, "percent": 100, "cents": 100, "meter": 100, "meters": 100,
 }  # fmt: skip
 """What a word may stand for in a sum about it."""
-_CONSTANTS = frozenset(map(Fraction, (0, 1, 2, 10, 100)))
+CONSTANTS = frozenset(map(Fraction, (0, 1, 2, 10, 100)))
+"""Numbers that need no source, and are none."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,6 @@ class Question:
     operators: frozenset[str]
     """The operators of its expression."""
 
-    @property
-    def counts_things(self) -> bool:
-        """Whether it is a word problem, whose answer is seldom negative."""
-        return self.target is None
-
 
 @functools.lru_cache(maxsize=4096)
 def read_question(text: str) -> Question:
@@ -62,10 +58,10 @@ def read_question(text: str) -> Question:
     words = {Fraction(_NUMBER_WORDS[w]) for w in re.findall(r"[a-z]+|%", text.lower()) if w in _NUMBER_WORDS}
     places = {part for number in stated for part in _place_values(number)}
     expression = _expression(text)
-    target = evaluate(expression) if expression else _special_target(text)
+    target = evaluate(expression) if expression else _special_target(text[:2000])
     return Question(
         stated=stated,
-        known=stated | words | places | _CONSTANTS,
+        known=stated | words | places | CONSTANTS,
         target=target,
         parts=_parts(expression) if expression else frozenset(),
         operators=frozenset(re.findall(r"\*\*|//|[-+*/%]", expression or "")),

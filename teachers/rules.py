@@ -12,7 +12,7 @@ from typing import Literal
 from ovd_gym.records import Score
 from ovd_gym.teachers.arithmetic import Claim, NotArithmetic, agrees, claims, evaluate, normalise, numbers
 from ovd_gym.teachers.base import StepText, Teacher, View
-from ovd_gym.teachers.questions import Question, read_question
+from ovd_gym.teachers.questions import CONSTANTS, Question, read_question
 
 __all__ = ["MathRules"]
 
@@ -144,7 +144,8 @@ class _Reading:
         """Note a calculation; returns the share of its operands that come from the question or earlier results."""
         operands = [abs(operand) for operand in operands]
         known = self.question.known | {abs(value) for value in (*self.strong, *self.weak)}
-        share = sum(operand in known for operand in operands) / len(operands) if operands else 0.0
+        sourced = [operand for operand in operands if operand not in CONSTANTS or operand in self.question.stated]
+        share = sum(operand in known for operand in sourced) / len(sourced) if sourced else 0.0
         self.used |= self.question.stated.intersection(operands)
         results = list(results)
         if share == 1.0:

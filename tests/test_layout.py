@@ -20,14 +20,14 @@ PLUGINS = ("envs", "agents", "teachers")
 LAYERS = (
     # Top to bottom: a module imports from its own layer and from those below it, never from above.
     {"__main__", "cli"},
-    {"train"},
+    {"training"},
     {"build", "evaluate"},
     {"rollout", "learner", "recorder", "wrappers", "registry", "report", "progress"},
     {"batch", "losses", "credit", "config"},
     {"llm", "actions", "sanitize", "statistics"},
     {"records", "errors"},
 )
-PLUGIN_USERS = {"__main__", "cli", "train", "build", "evaluate", "rollout", "wrappers", "registry"}
+PLUGIN_USERS = {"__main__", "cli", "training", "build", "evaluate", "rollout", "wrappers", "registry"}
 """The core modules that may import from the plug-ins; all others reach them as objects handed in."""
 
 PLUGIN_IMPORTS = {
@@ -39,7 +39,7 @@ PLUGIN_IMPORTS = {
 
 TORCH = ("batch", "losses", "learner", "recorder", "llm.*", "agents.student*", "teachers.digits*")
 """Modules that import torch when they are imported; all others stay usable without it."""
-TORCH_INSIDE_FUNCTIONS = ("train", "evaluate")
+TORCH_INSIDE_FUNCTIONS = ("training", "evaluate")
 
 SLOW_TO_IMPORT = ("torch", "transformers", "sympy")
 """What ``import ovd_gym`` must not load."""

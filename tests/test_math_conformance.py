@@ -29,7 +29,9 @@ def agreement(name: str, cases: list[dict[str, Any]], judge: Callable[[dict[str,
     rate = 1 - len(wrong) / len(cases)
     print(f"\n{name}: {len(cases) - len(wrong)}/{len(cases)} = {rate:.1%}; disagreements:")
     for case in wrong:
-        print(f"  {case['id']}: gold {case['gold']!r}, label {case['equal']}, got {case.get('pred_text', case['pred'])!r}")
+        print(
+            f"  {case['id']}: gold {case['gold']!r}, label {case['equal']}, got {case.get('pred_text', case['pred'])!r}"
+        )
     return rate
 
 
@@ -77,6 +79,8 @@ def test_gold_answers_score_one(name: str) -> None:
 
 def test_gold_answers_hold_without_the_same_text() -> None:
     tasks = jsonl_tasks(DATA / "math" / "olympiadbench_en_text.jsonl.gz")
-    failures = [task.id for task in tasks if not compare(task.answers[0], rf"So: \boxed{{{task.answers[0].strip('$')}}}").equal]
+    failures = [
+        task.id for task in tasks if not compare(task.answers[0], rf"So: \boxed{{{task.answers[0].strip('$')}}}").equal
+    ]
     print(f"\nnot recognised inside a boxed answer: {failures}")
     assert len(failures) <= 0.03 * len(tasks)

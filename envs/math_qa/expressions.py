@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy
+from sympy.polys.polyerrors import BasePolynomialError
 
 from ovd_gym.errors import ToolError, unknown
 
@@ -28,6 +29,12 @@ MAX_FACTORIAL = 5000
 
 _SYMBOL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,19}", re.ASCII)
 _EQUALS = re.compile(r"(?<![<>=!])=(?!=)")
+
+_REFUSALS: tuple[type[Exception], ...] = (
+    *(ValueError, TypeError, AttributeError, ArithmeticError, NotImplementedError, RecursionError, MemoryError),
+    BasePolynomialError,
+)
+"""What :mod:`ast` raises for hostile text, and SymPy for arguments that make no sense."""
 
 _CONSTANTS: Mapping[str, Any] = {
     "pi": sympy.pi,
@@ -94,7 +101,7 @@ def parse(text: str) -> Any:
         raise ToolError(f"cannot read {_quote(text)}: write products with *, as in 2*x, and powers with **") from None
     except ToolError:
         raise
-    except (RecursionError, MemoryError, ValueError, TypeError, ArithmeticError, NotImplementedError) as error:
+    except _REFUSALS as error:
         raise ToolError(f"cannot read {_quote(text)}: {str(error)[:200] or type(error).__name__}") from None
 
 

@@ -7,6 +7,7 @@ generator's own scorer could grade them, and some of those run ``eval`` on the s
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Sequence
 from typing import Any, overload
 
@@ -38,17 +39,15 @@ GENERATORS = (
 """Left out although numeric: powers and probabilities, whose tiny values rounding makes equal; number sequences, which
 have more than one continuation; fractions and factorisations to simplify, where the question equals the answer."""
 
-SEED_STRIDE = 1 << 32
-"""reasoning-gym draws item ``i`` from ``seed + i``: seeds must lie further apart than any data set is long."""
-
 
 def reasoning_gym_tasks(name: str = "chain_sum", size: int = 10_000, seed: int = 0, **config: Any) -> Sequence[Task]:
     """Tasks of the generator ``name``, each made when asked for; the same arguments give the same tasks.
 
     Args:
         name: one of :data:`GENERATORS`.
-        size: number of tasks, below 2**32.
-        seed: tasks of different seeds are drawn independently: take another one for held-out tasks.
+        size: number of tasks.
+        seed: tasks of different seeds are drawn independently: take another one for held-out tasks. (A generator
+            with few questions may still ask one of them twice.)
         config: options of the generator, such as ``max_terms=3`` for "chain_sum".
 
     Raises:
@@ -56,8 +55,8 @@ def reasoning_gym_tasks(name: str = "chain_sum", size: int = 10_000, seed: int =
     """
     if name not in GENERATORS:
         raise ConfigError(unknown("generator with plain number answers", name, GENERATORS))
-    if not 0 < size < SEED_STRIDE or seed < 0:
-        raise ConfigError(f"size must be in 1..{SEED_STRIDE - 1} and seed at least 0, got size {size}, seed {seed}")
+    if size < 1 or seed < 0:
+        raise ConfigError(f"size must be at least 1 and seed at least 0, got size {size}, seed {seed}")
     tasks = _Generated(name, size, seed, config)
     tasks.dataset()
     return tasks
@@ -81,10 +80,10 @@ class _Generated(Sequence[Task]):
             for option in self._config:
                 if option not in options:
                     raise ConfigError(unknown(f"option of generator {self._name!r}", option, options))
+            # reasoning-gym draws item i from seed + i: neighbouring seeds would share all tasks but one.
+            seed = random.Random(f"reasoning_gym:{self._seed}").getrandbits(128)
             try:
-                self._dataset = reasoning_gym.create_dataset(
-                    self._name, size=self._size, seed=self._seed * SEED_STRIDE, **self._config
-                )
+                self._dataset = reasoning_gym.create_dataset(self._name, size=self._size, seed=seed, **self._config)
             except (AssertionError, ValueError, TypeError) as error:
                 raise ConfigError(f"generator {self._name!r} refuses {self._config}: {error}") from error
         return self._dataset

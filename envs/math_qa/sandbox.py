@@ -6,21 +6,20 @@ a fixed seed, so the same code gives the same output (:meth:`~ovd_gym.envs.base.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from ovd_gym.envs.math_qa import processes
+from ovd_gym.envs.math_qa.shell import Printed, describe, show_last_value
 from ovd_gym.errors import ConfigError, InfrastructureError, ToolError
 
 if TYPE_CHECKING:
-    from pydantic_monty import ExternalModule, Monty, MontyRuntimeError, MontySession
+    from pydantic_monty import ExternalModule, Monty, MontySession
 
 __all__ = ["Sandbox", "SandboxLimits"]
 
@@ -178,8 +177,8 @@ class _MontySession:
     def run(self, code: str) -> str:
         from pydantic_monty import MontyCrashedError, MontyRuntimeError, MontySyntaxError
 
-        source = _show_last_value(code, self._limits.output_chars)
-        printed = _Printed(self._limits.output_chars)
+        source = show_last_value(code, self._limits.output_chars)
+        printed = Printed(self._limits.output_chars)
         self._deadline = time.monotonic() + self._limits.time_s
         try:
             value = self._drive(source, printed)
@@ -192,13 +191,13 @@ class _MontySession:
                 raise self._broken from None
             if isinstance(error.exception(), TimeoutError) and not error.traceback():
                 raise self._overtime(printed) from None
-            raise ToolError(printed.before(_describe(error, code))) from None
+            raise ToolError(printed.before(describe(error, code))) from None
         return printed.before(value or "") or "(no output)"
 
     def close(self) -> None:
         self._session.__exit__(None, None, None)
 
-    def _drive(self, source: str, printed: _Printed) -> str | None:
+    def _drive(self, source: str, printed: Printed) -> str | None:
         """Run to the end, or to the deadline: Monty's own clock stands still during host calls."""
         from pydantic_monty import MontyComplete
 
@@ -210,7 +209,7 @@ class _MontySession:
         value: str | None = snapshot.output
         return value
 
-    def _overtime(self, printed: _Printed) -> _SessionLost:
+    def _overtime(self, printed: Printed) -> _SessionLost:
         return _SessionLost(printed.before(f"TimeoutError: the code ran longer than {self._limits.time_s} s."))
 
     def _sympy(self) -> ExternalModule:
@@ -262,77 +261,3 @@ class _RemoteSession:
 
     def close(self) -> None:
         self._worker.close()
-
-
-# Text in, text out -------------------------------------------------------------------------------------
-
-
-class _Printed:
-    """What the code printed, up to ``limit`` characters."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._parts: list[str] = []
-        self._kept = 0
-        self._cut = 0
-
-    def add(self, stream: str, text: str) -> None:
-        part = text[: self._limit - self._kept]
-        self._kept += len(part)
-        self._cut += len(text) - len(part)
-        if part:
-            self._parts.append(part)
-
-    def before(self, ending: str) -> str:
-        """The printed text, a note if it was cut, and ``ending`` on a line of its own."""
-        text = "".join(self._parts)
-        note = f"[cut: {self._cut} more characters were printed]" if self._cut else ""
-        return "\n".join(filter(None, (text.removesuffix("\n"), note, ending)))
-
-
-def _show_last_value(code: str, limit: int) -> str:
-    """``code`` with its last expression turned into text inside the sandbox.
-
-    There its own ``__repr__`` applies, sets keep their order, and a value of any size is cut before it is sent.
-    Raises :class:`~ovd_gym.errors.ToolError` for a syntax error.
-    """
-    body = _parse(code).body
-    if not body or not isinstance(last := body[-1], ast.Expr):
-        return code
-    raw = code.encode()
-    lines = [0]
-    for line in raw.splitlines(keepends=True):
-        lines.append(lines[-1] + len(line))
-    value = last.value
-    assert value.end_lineno is not None
-    assert value.end_col_offset is not None
-    start = lines[value.lineno - 1] + value.col_offset
-    end = lines[value.end_lineno - 1] + value.end_col_offset
-    show = f"(lambda value: None if value is None else repr(value)[:{limit}])(("
-    return (raw[:start] + show.encode() + raw[start:end] + b"))" + raw[end:]).decode()
-
-
-def _parse(code: str) -> ast.Module:
-    try:
-        if "\\" not in code:
-            return ast.parse(code)
-        with warnings.catch_warnings():  # an invalid escape is a warning; the filters are global, so only where needed
-            warnings.simplefilter("ignore")
-            return ast.parse(code)
-    except SyntaxError as error:
-        source = (error.text or "").strip()
-        raise ToolError(f"SyntaxError: {error.msg} (line {error.lineno}: {source[:200]})") from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise ToolError(f"SyntaxError: the code cannot be parsed: {error or 'it is nested too deeply'}") from None
-
-
-def _describe(error: MontyRuntimeError, code: str) -> str:
-    """``Type: message`` and the line of ``code`` it happened on."""
-    text = error.display("type-msg")[:1000]
-    frames = error.traceback()
-    if not frames:
-        return text
-    own = [frame for frame in frames if frame.filename == frames[0].filename]
-    line = own[-1].line
-    sources = code.splitlines()
-    return f"{text} (line {line}: {sources[line - 1].strip()[:200]})" if line <= len(sources) else text

@@ -1,6 +1,6 @@
 """Where the questions come from: embedded generators, files, the Hugging Face hub. Each source is a sequence of tasks.
 
-Generated tasks are split into training and held-out sets by seed (different seeds share no generator state), any other
+Generated tasks are split into training and held-out sets by seed (different seeds draw independently), any other
 source by :func:`split_tasks`.
 """
 

@@ -102,44 +102,43 @@ def task_batch(tasks: Sequence[Task], step: int, count: int, seed: int) -> list[
 def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
     config, learner, teacher = recorder.config, parts.learner, parts.teacher
     saved = recorder.checkpoints()
-    done = start = load_checkpoint(saved[-1], learner) if saved else 0
+    done = load_checkpoint(saved[-1], learner) if saved else 0
     recorder.rewind(done)
     with display, _interruptible() as interrupted:
 
         def on_turn(finished: int, tokens: int) -> None:
             display.phase(f"{phase}: {finished} episodes done, {tokens} tokens")
             if interrupted():
-                raise KeyboardInterrupt
+                raise _Stopped
 
         try:
-            phase = "evaluating"
-            if done == 0:
-                _hold_out(recorder, parts, 0, display, on_turn)
-            for step in range(done, config.steps):
+            while True:
+                phase = "evaluating"
+                if _due(done, config) and done not in {row["step"] for row in recorder.evaluations()}:
+                    _hold_out(recorder, parts, done, display, on_turn)
+                if done == config.steps:
+                    break
                 began, phase = time.monotonic(), "rollout"
-                tasks = task_batch(parts.tasks, step, config.rollout.tasks_per_step, config.seed)
+                tasks = task_batch(parts.tasks, done, config.rollout.tasks_per_step, config.seed)
                 trajectories = rollout(
-                    tasks, parts.envs, parts.student, group_size=config.rollout.group_size,
-                    seed=(config.seed, 1, step), label=f"step-{step + 1:05d}", policy_version=step, on_turn=on_turn,
+                    tasks, parts.envs, parts.student, group_size=config.rollout.group_size, seed=(config.seed, 1, done),
+                    label=f"step-{done + 1:05d}", policy_version=done, on_turn=on_turn,
                 )  # fmt: skip
                 rolled = time.monotonic() - began
                 display.phase("critique and update")
                 critiques = teacher.critique(trajectories) if teacher else []
                 row = _checked(trajectories, critiques, config)
                 credits = assign_credit(trajectories, critiques, config.credit)
-                row |= learner.update(pack(trajectories, credits), step)
-                done = step + 1
+                row |= learner.update(pack(trajectories, credits), done)
+                done += 1
                 row |= {"tokens_per_s": sum(t.num_sampled for t in trajectories) / rolled}
                 row |= {"step": done, "seconds": time.monotonic() - began}
                 recorder.record("step", row, trajectories, critiques)
                 display.step(row)
-                phase, last = "evaluating", done == config.steps
-                if last or (config.evaluation and config.evaluation.every and done % config.evaluation.every == 0):
-                    _hold_out(recorder, parts, done, display, on_turn)
-                if last or done % config.checkpoint_every == 0:
+                if done == config.steps or done % config.checkpoint_every == 0:
                     recorder.checkpoint(learner, done)
-        except KeyboardInterrupt:
-            if done > start and done % config.checkpoint_every:
+        except _Stopped:
+            if done % config.checkpoint_every:
                 recorder.checkpoint(learner, done)
             display.say(f"stopped after {done} steps; continue with: ovd-gym train --resume {recorder.path}")
             return RunResult(recorder.path, done, recorder.evaluations(), [])
@@ -147,9 +146,19 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
     return RunResult(recorder.path, done, recorder.evaluations(), write_report(recorder))
 
 
+class _Stopped(Exception):
+    """Ctrl-C, noticed between two turns: weights and optimiser are those of the last complete step."""
+
+
+def _due(done: int, config: TrainConfig) -> bool:
+    """Whether the held-out tasks are asked after ``done`` steps."""
+    if config.evaluation is None:
+        return False
+    every = config.evaluation.every
+    return done in (0, config.steps) or (every > 0 and done % every == 0)
+
+
 def _hold_out(recorder: Recorder, parts: Parts, step: int, display: Display, on_turn: Any) -> None:
-    if not parts.held_out_tasks:
-        return
     result = evaluate(
         parts.held_out_tasks, parts.held_out_envs, parts.student, teacher=parts.teacher, step=step,
         seed=(recorder.config.seed, 2, step), on_turn=on_turn,
@@ -175,7 +184,7 @@ def _checked(trajectories: Sequence[Trajectory], critiques: Sequence[Critique], 
 
 @contextmanager
 def _interruptible() -> Iterator[Any]:
-    """Within it the first Ctrl-C only raises a flag, the second interrupts at once."""
+    """Within it the first Ctrl-C only raises a flag; the second interrupts at once, and nothing more is saved."""
     flag: list[int] = []
 
     def note(number: int, frame: Any) -> None:

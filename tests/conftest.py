@@ -1,0 +1,87 @@
+"""Shared fixtures: a language model of a few thousand parameters with a byte tokenizer, and a small world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ovd_gym.envs.base import ToolEnv
+from ovd_gym.envs.tools import tool
+from ovd_gym.errors import InfrastructureError
+from ovd_gym.records import Task
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class Adder(ToolEnv):
+    """Adds; `break` plays an outage."""
+
+    @tool
+    def add(self, text: str) -> str:
+        """Add numbers separated by spaces."""
+        if text == "break":
+            raise InfrastructureError("the adder is on fire")
+        numbers = [int(word) for word in text.split() if word.lstrip("-").isascii() and word.lstrip("-").isdigit()]
+        return str(sum(numbers))
+
+    def grade(self, task: Task, answer: str) -> float:
+        return float(answer == task.answers[0])
+
+
+def adding_tasks(count: int) -> list[Task]:
+    return [Task(id=str(i), question=f"{i} + {i + 1}", answers=(str(2 * i + 1),)) for i in range(count)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(name, special=True) for name in specials])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A transformers folder with a random two-layer Llama."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    folder = tmp_path_factory.mktemp("tiny")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_folder: Path) -> LlamaForCausalLM:
+    model = LlamaForCausalLM.from_pretrained(tiny_folder)
+    assert isinstance(model, LlamaForCausalLM)
+    return model.eval()
+
+
+@pytest.fixture
+def adders() -> Callable[[int], list[ToolEnv]]:
+    """A maker of Adder worlds that speak the line format."""
+    return lambda count: [Adder(adding_tasks(10), action_format="line", max_turns=4) for _ in range(count)]

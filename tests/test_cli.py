@@ -1,0 +1,75 @@
+"""The command line: one-line errors, exit codes, help with examples."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ovd_gym
+
+
+def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "ovd_gym", *arguments], capture_output=True, text=True, cwd=cwd, env=environment
+    )
+
+
+def test_help_and_version() -> None:
+    assert command("--version").stdout.strip() == ovd_gym.__version__
+    shown = command("train", "--help").stdout
+    assert "Example: ovd-gym train" in shown
+    assert "--resume" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "missing.yaml"], "cannot read the configuration"),
+        (["train"], "give either a configuration file or --resume"),
+        (["train", "config.yaml", "--set", "lerner.x=1"], "did you mean 'learner'"),
+        (["train", "config.yaml", "--set", "nonsense"], "expected key=value"),
+        (["train", "config.yaml"], "no-such-model"),
+        (["train", "--resume", "runs"], "not a run folder"),
+    ],
+)
+def test_errors_are_one_line_and_write_nothing(tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "config.yaml").write_text("student: {model: ./no-such-model}\n")
+    result = command(*arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_a_run_prints_its_results_and_paths_last(tiny_folder: Path, tmp_path: Path) -> None:
+    config = {
+        "student": {"model": str(tiny_folder), "chat": "plain", "max_turn_tokens": 6},
+        "env": {"options": {"action_format": "line", "max_turns": 2}},
+        "evaluation": {"episodes": 3, "options": {"task_options": {"seed": 5, "size": 3}}},
+        "rollout": {"tasks_per_step": 1, "group_size": 2},
+        "steps": 1,
+        "run_dir": "out",
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    result = command("train", "config.yaml", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    *_, before, after, folder, curve, page = result.stdout.splitlines()
+    assert before.startswith("accuracy after   0 steps: 0.000 [0.000, 0.5")
+    assert after.startswith("accuracy after   1 steps")
+    assert (folder, curve, page) == ("out", "out/curve.png", "out/transcripts.html")
+    assert (tmp_path / page).is_file()
+
+
+def test_importing_is_light_and_complete() -> None:
+    probe = "import sys, ovd_gym; print([m for m in ('torch', 'transformers', 'sympy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout.strip() == "[]"
+    assert all(getattr(ovd_gym, name) is not None for name in ovd_gym.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'tarin'"):
+        ovd_gym.tarin  # noqa: B018

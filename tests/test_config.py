@@ -1,0 +1,102 @@
+"""The configuration: laid over, checked, and refused in one line that says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ovd_gym.config import TrainConfig, load_config, parse_setting
+from ovd_gym.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+MINIMAL: dict[str, Any] = {"student": {"model": "m"}}
+
+
+def test_defaults_and_settings() -> None:
+    config = load_config(MINIMAL, {"learner.learning_rate": 1e-5, "env.options.max_turns": 3, "steps": 7})
+    assert config.learner.learning_rate == 1e-5
+    assert config.env.options == {"max_turns": 3}
+    assert (config.steps, config.credit.arm) == (7, "score-reward")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_example_is_valid(file: Path) -> None:
+    config = load_config(file)
+    assert load_config(config.model_dump(mode="json", exclude_unset=True)) == config
+
+
+def test_a_configuration_survives_its_own_file(tmp_path: Path) -> None:
+    config = load_config(MINIMAL, {"learner.learning_rate": 3e-7, "student.model": "träg: [x]"})
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+    assert load_config(path) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("a=1e-4", 1e-4), ("a=1", 1), ("a=x=y", "x=y"), ("a=", None), ("a=[1, 2]", [1, 2]), ("a=enable", "enable")],
+)
+def test_settings_are_yaml(text: str, value: object) -> None:
+    assert parse_setting(text) == ("a", value)
+
+
+@pytest.mark.parametrize("text", ["a", "=1", "a..b=1", "a=[1"])
+def test_malformed_settings(text: str) -> None:
+    with pytest.raises(ConfigError, match="setting"):
+        parse_setting(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lerner.epochs": 2}, "unknown configuration key 'lerner': did you mean 'learner'?"),
+        ({"learner.learning_rat": 1}, "did you mean 'learner.learning_rate'?"),
+        ({"teacher.nam": "x"}, "did you mean 'teacher.name'?"),
+        ({"student.plain.usr": "x", "student.chat": "plain"}, "did you mean 'student.plain.user'?"),
+        ({"steps": 0}, "steps: Input should be greater than or equal to 1, got 0"),
+        ({"steps.x": 1, "steps": 3}, None),
+        ({"credit.arm": "grop"}, "credit.arm"),
+        ({"teacher": None}, "needs a teacher"),
+        ({"credit.arm": "grpo", "credit.step_weight": 0.1}, "credit.step_weight has no effect"),
+        ({"learner.clip_high": 0.3}, "learner.clip_high has no effect with learner.epochs 1"),
+        ({"learner.warmup_steps": 100}, "must be below steps"),
+        ({"student.plain.few_shot": "x"}, "student.plain has no effect"),
+        ({"student.chat": "plain", "student.plain.user": "no placeholder"}, "exactly once"),
+        ({"rollout.group_size": 1}, "rollout.group_size"),
+        ({"learner.learning_rate": float("nan")}, "learner.learning_rate"),
+    ],
+)
+def test_bad_configurations_are_refused_in_one_line(settings: dict[str, Any], message: str | None) -> None:
+    if message is None:
+        assert load_config(MINIMAL, settings).steps == 3
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_config(MINIMAL, settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path / "missing.yaml")
+    for text, problem in (("a: [", "not valid YAML"), ("- 1", "mapping of sections"), ("{}", "student is required")):
+        path = tmp_path / "bad.yaml"
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=problem) as caught:
+            load_config(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_file_can_execute_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "evil.yaml"
+    path.write_text(f"student: !!python/object/apply:os.mkdir [{str(tmp_path / 'made')!r}]")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_schema_documents_itself() -> None:
+    assert set(TrainConfig.model_fields) >= {"env", "student", "teacher", "credit", "rollout", "learner", "evaluation"}

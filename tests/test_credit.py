@@ -1,0 +1,153 @@
+"""Credit on hand-worked numbers, and the properties the arms must have."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovd_gym.credit import CreditConfig, assign_credit, min_form
+from ovd_gym.records import Critique, Score, Step, Task, Trajectory
+
+TASK = Task(id="t", question="?", answers=("1",))
+GRPO = CreditConfig(arm="grpo")
+
+
+def trajectory(name: str, reward: float | None, steps: int = 2, group: str = "g") -> Trajectory:
+    return Trajectory(
+        id=name,
+        group_id=group,
+        task=TASK,
+        steps=tuple(Step(text="x", start=2 * k + 1, end=2 * k + 2) for k in range(steps)),
+        token_ids=(7,) * (2 * steps),
+        logprobs=(0.0,) * (2 * steps),
+        reward=reward,
+        status="failed" if reward is None else "terminated",
+    )
+
+
+def critique(name: str, steps: list[float | None], whole: float | None) -> Critique:
+    def score(value: float | None) -> Score:
+        return Score.invalid("timeout") if value is None else Score.of(value)
+
+    return Critique(trajectory_id=name, teacher="t", steps=tuple(map(score, steps)), trajectory=score(whole))
+
+
+def test_grpo_by_hand() -> None:
+    members = [trajectory("a", 1.0), trajectory("b", 0.0), trajectory("c", 0.0), trajectory("d", 0.0)]
+    credits = assign_credit(members, [], GRPO)
+    assert [c.advantages for c in credits] == [(0.75, 0.75), (-0.25, -0.25), (-0.25, -0.25), (-0.25, -0.25)]
+
+
+def test_normalized_by_hand() -> None:
+    credits = assign_credit([trajectory("a", 1.0), trajectory("b", 0.0)], [], CreditConfig(arm="grpo", normalize=True))
+    assert credits[0].advantages == pytest.approx((1.0, 1.0), abs=1e-5)
+
+
+def test_score_reward_by_hand() -> None:
+    members = [trajectory("a", 1.0), trajectory("b", 0.0)]
+    critiques = [critique("a", [9, 9], 9), critique("b", [9, 0], 0)]
+    config = CreditConfig(trajectory_weight=0.2, step_weight=0.5)
+    # R = (1, 0), A = (.5, -.5); G = ((1, 1), (0, 0)), baseline .5; step term +-.25
+    assert [c.advantages for c in assign_credit(members, critiques, config)] == [(0.75, 0.75), (-0.75, -0.75)]
+
+
+def test_step_term_tells_good_steps_from_bad_ones() -> None:
+    members = [trajectory("a", 0.0), trajectory("b", 0.0)]
+    critiques = [critique("a", [0, 9], 0), critique("b", [0, 0], 0)]
+    first, second = assign_credit(members, critiques, CreditConfig())[0].advantages
+    # G_a = (0, 1): the bad first step is not redeemed by the good second
+    assert first < second
+
+
+def test_min_form_never_rises_when_a_step_is_appended() -> None:
+    assert min_form([0.9, 0.2, 0.5]) == [0.2, 0.2, 0.5]
+    rng = random.Random(0)
+    for _ in range(200):
+        scores = [rng.random() for _ in range(rng.randint(1, 6))]
+        assert all(b <= a for a, b in zip(min_form(scores), min_form([*scores, rng.random()]), strict=False))
+
+
+@pytest.mark.parametrize("missing", ["one step", "one whole", "one critique", "all"])
+def test_a_missing_score_falls_back_to_the_environment_for_the_whole_group(missing: str) -> None:
+    members = [
+        trajectory("a", 1.0),
+        trajectory("b", 0.0),
+        trajectory("c", 0.5, group="h"),
+        trajectory("d", 0.0, group="h"),
+    ]
+    whole = critique("b", [3, 4], 5)
+    broken = {
+        "one step": [critique("a", [9, None], 9), whole],
+        "one whole": [critique("a", [9, 9], None), whole],
+        "one critique": [whole],
+        "all": [critique(m, [None, None], None) for m in "ab"],
+    }[missing]
+    other = [critique("c", [9, 9], 9), critique("d", [1, 1], 1)]
+    mixed = assign_credit(members, broken + other, CreditConfig())
+    outcome = assign_credit(members, [], GRPO)
+    assert mixed[:2] == outcome[:2]
+    assert mixed[2:] != outcome[2:]
+
+
+def test_equal_rewards_give_exactly_nothing() -> None:
+    members = [trajectory(str(i), 0.1) for i in range(3)]  # the mean of three 0.1 is not 0.1 in floating point
+    assert not any(c.informative for c in assign_credit(members, [], GRPO))
+    assert not any(c.informative for c in assign_credit(members, [], CreditConfig(arm="grpo", normalize=True)))
+
+
+def test_failed_trajectories_are_left_out_of_the_comparison() -> None:
+    credits = assign_credit([trajectory("a", 1.0), trajectory("b", None), trajectory("c", 0.0)], [], GRPO)
+    assert {c.trajectory_id: c.advantages[0] for c in credits} == {"a": 0.5, "c": -0.5}
+
+
+episodes = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 1 / 3, 1.0]),
+        st.lists(st.floats(0, 9), min_size=1, max_size=3),
+        st.floats(0, 9),
+        st.sampled_from("gh"),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+def world(drawn: list[tuple[float, list[float], float, str]]) -> tuple[list[Trajectory], list[Critique]]:
+    members = [trajectory(str(i), e, len(u), g) for i, (e, u, _, g) in enumerate(drawn)]
+    return members, [critique(str(i), list(u), whole) for i, (_, u, whole, _) in enumerate(drawn)]
+
+
+@given(episodes)
+def test_without_weights_score_reward_is_grpo_bit_for_bit(drawn: list[tuple[float, list[float], float, str]]) -> None:
+    members, critiques = world(drawn)
+    bare = CreditConfig(trajectory_weight=0.0, step_weight=0.0)
+    assert assign_credit(members, critiques, bare) == assign_credit(members, [], GRPO)
+
+
+@given(episodes, st.randoms())
+def test_order_changes_no_advantage(drawn: list[tuple[float, list[float], float, str]], rng: random.Random) -> None:
+    members, critiques = world(drawn)
+    before = {c.trajectory_id: c.advantages for c in assign_credit(members, critiques, CreditConfig())}
+    rng.shuffle(critiques)
+    shuffled = list(members)
+    rng.shuffle(shuffled)
+    after = {c.trajectory_id: c.advantages for c in assign_credit(shuffled, critiques, CreditConfig())}
+    assert {k: pytest.approx(v) for k, v in before.items()} == after
+
+
+@given(episodes)
+def test_right_stays_above_wrong_in_return(drawn: list[tuple[float, list[float], float, str]]) -> None:
+    """With lambda below 0.5 no score lifts a wrong trajectory above a right one."""
+    members, critiques = world([(float(e == 1.0), u, whole, "g") for e, u, whole, _ in drawn])
+    credits = assign_credit(members, critiques, CreditConfig(step_weight=0.0))
+    right = [c.advantages[0] for c, m in zip(credits, members, strict=True) if m.reward == 1.0]
+    wrong = [c.advantages[0] for c, m in zip(credits, members, strict=True) if m.reward == 0.0]
+    assert not right or not wrong or min(right) > max(wrong)
+
+
+def test_lambda_of_a_half_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"less than 0\.5"):
+        CreditConfig(trajectory_weight=0.5)

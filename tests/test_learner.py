@@ -1,0 +1,218 @@
+"""The learner against plain references on a tiny model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ovd_gym.agents.student import Student, make_chat
+from ovd_gym.batch import Batch, micro_batches, pack
+from ovd_gym.config import LearnerConfig
+from ovd_gym.credit import Credit, CreditConfig, assign_credit
+from ovd_gym.envs.base import ToolEnv
+from ovd_gym.errors import TrainingStopped
+from ovd_gym.learner import Learner, learning_rate, trainable_model
+from ovd_gym.llm.decoder import Decoder
+from ovd_gym.llm.transformers_lm import TransformersLM
+from ovd_gym.records import Critique, Score, Trajectory
+from ovd_gym.rollout import rollout
+
+FULL = LearnerConfig(lora_rank=0, learning_rate=1e-3)
+
+
+@pytest.fixture
+def trajectories(
+    tiny: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, adders: Callable[[int], list[ToolEnv]]
+) -> list[Trajectory]:
+    agent = Student(TransformersLM(Decoder(tiny), tokenizer), make_chat(tokenizer, "plain"), 6)
+    envs = adders(6)
+    return rollout(envs[0].tasks[:2], envs, agent, group_size=3)
+
+
+def credits_of(trajectories: list[Trajectory], scale: float = 0.25) -> list[Credit]:
+    """Made-up advantages: a random model earns none."""
+    return [
+        Credit(trajectory_id=t.id, advantages=tuple(scale * ((i + k) % 5 - 2) for k in range(len(t.steps))))
+        for i, t in enumerate(trajectories)
+    ]
+
+
+def plain_logprobs(model: LlamaForCausalLM, trajectory: Trajectory) -> torch.Tensor:
+    ids = torch.tensor([trajectory.token_ids])
+    logprobs = torch.log_softmax(model(ids).logits[0, :-1].float(), -1)
+    picked = logprobs[torch.arange(ids.shape[1] - 1), ids[0, 1:]]
+    return picked[torch.tensor(trajectory.mask[1:])]
+
+
+def test_logprobs_and_gradients_equal_the_plain_ones(tiny: LlamaForCausalLM, trajectories: list[Trajectory]) -> None:
+    """The shared prefix computed once, the padding and the chunks change nothing."""
+    batch = pack(trajectories, credits_of(trajectories))
+    learner = Learner(Decoder(tiny.requires_grad_(True)), FULL, 1)
+    mine, _ = learner.logprobs(batch)
+    reference = torch.cat([plain_logprobs(tiny, t) for t in trajectories])
+    assert torch.allclose(mine, reference, atol=1e-5)
+    parameters = list(tiny.parameters())
+    for a, b in zip(
+        torch.autograd.grad(mine.square().mean(), parameters),
+        torch.autograd.grad(reference.square().mean(), parameters),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_one_update_equals_the_policy_gradient_by_hand(tiny: LlamaForCausalLM, trajectories: list[Trajectory]) -> None:
+    credits = credits_of(trajectories)
+    batch = pack(trajectories, credits)
+    tiny.requires_grad_(True)
+    loss = torch.zeros(())
+    for trajectory, credit in zip(trajectories, credits, strict=True):
+        sizes = [s.end - s.start for s in trajectory.steps]
+        advantages = torch.tensor(credit.advantages).repeat_interleave(torch.tensor(sizes))
+        loss = loss - (plain_logprobs(tiny, trajectory) * advantages).sum()
+    (loss / batch.num_trained).backward()  # type: ignore[no-untyped-call]
+    expected = {n: p.grad.clone() for n, p in tiny.named_parameters() if p.grad is not None}
+    norm = math.sqrt(sum(float(g.square().sum()) for g in expected.values()))
+    tiny.zero_grad()
+    learner = Learner(Decoder(tiny), FULL.model_copy(update={"micro_batch_tokens": 300}), 1)
+    metrics = learner.update(batch, 0)
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3)
+    assert metrics["logprob_gap"] < 1e-4
+    assert metrics["weight_mean"] == pytest.approx(1.0, abs=1e-4)
+    assert metrics["trained_tokens"] == batch.num_trained
+    assert metrics["clip_fraction"] == 0.0
+
+
+def test_only_sampled_tokens_are_trained(trajectories: list[Trajectory]) -> None:
+    batch = pack(trajectories, credits_of(trajectories, scale=1.0))
+    for row, trajectory in enumerate(trajectories):
+        for position, sampled in enumerate(trajectory.mask):
+            assert bool(batch.mask_BT[row, position]) == sampled
+            assert sampled or float(batch.advantages_BT[row, position]) == 0.0
+        assert not batch.mask_BT[row, len(trajectory.token_ids) :].any()
+
+
+@pytest.mark.parametrize("budget", [1, 100, 250, 10_000])
+def test_micro_batches_hold_every_row_once(trajectories: list[Trajectory], budget: int) -> None:
+    batch = pack(trajectories, credits_of(trajectories))
+    pieces = list(micro_batches(batch, budget))
+    assert sum(map(len, pieces)) == len(batch)
+    assert sum(piece.num_trained for piece in pieces) == batch.num_trained
+    assert all(len(piece) == 1 or piece.token_ids_BT.numel() <= budget for piece in pieces)
+
+
+def test_accumulation_equals_one_pass(tiny: LlamaForCausalLM, trajectories: list[Trajectory]) -> None:
+    batch = pack(trajectories, credits_of(trajectories))
+    losses = []
+    for budget in (1, 10_000):
+        learner = Learner(Decoder(tiny.requires_grad_(True)), FULL.model_copy(update={"micro_batch_tokens": budget}), 1)
+        for piece in micro_batches(batch, budget):
+            learner._loss(piece, None, batch.num_trained)[0].backward()  # type: ignore[no-untyped-call]
+        losses.append([p.grad.clone() for p in tiny.parameters() if p.grad is not None])
+        tiny.zero_grad()
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*losses, strict=True))
+
+
+def test_zero_advantage_rows_are_skipped_without_changing_the_loss(
+    tiny: LlamaForCausalLM, trajectories: list[Trajectory]
+) -> None:
+    credits = credits_of(trajectories)
+    credits[0] = Credit(trajectory_id=credits[0].trajectory_id, advantages=(0.0,) * len(trajectories[0].steps))
+    batch = pack(trajectories, credits)
+    learner = Learner(Decoder(tiny.requires_grad_(True)), FULL, 1)
+    informative = batch.informative()
+    assert informative is not None
+    assert len(informative) == len(batch) - 1
+    with_all = learner._loss(batch, None, batch.num_trained)[0]
+    without = learner._loss(informative, None, batch.num_trained)[0]
+    assert float(with_all.detach()) == pytest.approx(float(without.detach()), abs=1e-7)
+
+
+def test_nothing_to_learn_changes_nothing(tiny: LlamaForCausalLM, trajectories: list[Trajectory]) -> None:
+    before = {n: p.clone() for n, p in tiny.named_parameters()}
+    learner = Learner(Decoder(tiny.requires_grad_(True)), FULL, 1)
+    metrics = learner.update(pack(trajectories, credits_of(trajectories, scale=0.0)), 0)
+    assert metrics["trained_tokens"] == 0
+    assert all(torch.equal(p, before[n]) for n, p in tiny.named_parameters())
+
+
+def test_no_sampled_token_is_an_error(trajectories: list[Trajectory]) -> None:
+    empty = [t.model_copy(update={"steps": ()}) for t in trajectories]
+    with pytest.raises(TrainingStopped, match="nothing to train on"):
+        pack(empty, [Credit(trajectory_id=t.id, advantages=()) for t in empty])
+
+
+def test_later_epochs_are_clipped(tiny: LlamaForCausalLM, trajectories: list[Trajectory]) -> None:
+    config = FULL.model_copy(update={"epochs": 8, "learning_rate": 0.02, "clip_low": 0.05, "clip_high": 0.05})
+    learner = Learner(Decoder(tiny.requires_grad_(True)), config, 1)
+    assert learner.update(pack(trajectories, credits_of(trajectories)), 0)["clip_fraction"] > 0
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_kl_starts_at_zero_and_holds_the_policy_back(
+    tiny: LlamaForCausalLM, trajectories: list[Trajectory], rank: int
+) -> None:
+    batch = pack(trajectories, credits_of(trajectories))
+    config = LearnerConfig(lora_rank=rank, learning_rate=5e-3, kl_weight=0.1)
+    learner = Learner(Decoder(trainable_model(tiny, config, 0)), config, 10)
+    kls = [learner.update(batch, step)["kl"] for step in range(3)]
+    assert kls[0] == pytest.approx(0.0, abs=1e-6)
+    assert kls[2] > 1e-4
+
+
+def test_reinforced_tokens_become_likelier(tiny: LlamaForCausalLM, trajectories: list[Trajectory]) -> None:
+    batch = pack(trajectories, credits_of(trajectories, scale=1.0))
+    advantages = batch.advantages_BT[batch.mask_BT]
+    config = LearnerConfig(lora_rank=4, learning_rate=1e-2)
+    learner = Learner(Decoder(trainable_model(tiny, config, 0)), config, 10)
+    before = learner.logprobs(batch)[0].detach()
+    for step in range(5):
+        learner.update(batch, step)
+    after = learner.logprobs(batch)[0].detach()
+    assert float(((after - before) * advantages).sum()) > 0.5
+
+
+def test_a_bad_gradient_stops_the_run_and_leaves_the_weights(
+    tiny: LlamaForCausalLM, trajectories: list[Trajectory]
+) -> None:
+    before = {n: p.clone() for n, p in tiny.named_parameters()}
+    batch = pack(trajectories, credits_of(trajectories))
+    broken = Batch(
+        batch.token_ids_BT, batch.lengths_B, batch.mask_BT, batch.advantages_BT * math.inf, batch.rollout_logprobs_BT
+    )
+    with pytest.raises(TrainingStopped, match="gradient norm"):
+        Learner(Decoder(tiny.requires_grad_(True)), FULL, 1).update(broken, 0)
+    assert all(torch.equal(p, before[n]) for n, p in tiny.named_parameters())
+
+
+@pytest.mark.parametrize("teacher", ["weightless", "all invalid"])
+def test_losses_equal_grpo_bit_for_bit(tiny: LlamaForCausalLM, trajectories: list[Trajectory], teacher: str) -> None:
+    """Arm score-reward without weights, or with a teacher that never answers, is arm grpo."""
+    rewarded = [t.model_copy(update={"reward": float(i % 2)}) for i, t in enumerate(trajectories)]
+    score = Score.of(7) if teacher == "weightless" else Score.invalid("timeout")
+    critiques = [
+        Critique(trajectory_id=t.id, teacher="t", steps=(score,) * len(t.steps), trajectory=score) for t in rewarded
+    ]
+    weights = {"trajectory_weight": 0.0, "step_weight": 0.0} if teacher == "weightless" else {}
+    runs = []
+    for config in (CreditConfig(arm="grpo"), CreditConfig(arm="score-reward", **weights)):
+        model = LlamaForCausalLM(tiny.config)
+        model.load_state_dict(tiny.state_dict())
+        learner = Learner(Decoder(model.eval()), FULL, 3)
+        batch = pack(rewarded, assign_credit(rewarded, critiques, config))
+        losses = [learner.update(batch, step)["loss"] for step in range(3)]
+        runs.append((losses, [p.detach() for p in model.parameters()]))
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(runs[0][1], runs[1][1], strict=True))
+    assert runs[0][0][0] != runs[0][0][2]
+
+
+def test_schedules_by_hand() -> None:
+    cosine = LearnerConfig(learning_rate=1.0, schedule="cosine", warmup_steps=2)
+    assert [learning_rate(cosine, s, 10) for s in (0, 1, 2, 6, 10)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0])
+    linear = LearnerConfig(learning_rate=1.0, schedule="linear")
+    assert [learning_rate(linear, s, 4) for s in range(4)] == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    assert learning_rate(LearnerConfig(learning_rate=0.3), 99, 100) == 0.3

@@ -1,0 +1,212 @@
+"""Token exactness: what is trained is what was sampled, and the learner sees the sampler's log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ovd_gym.agents.base import Turn
+from ovd_gym.agents.chat import TemplateChat
+from ovd_gym.agents.scripted import ScriptedAgent
+from ovd_gym.agents.student import Student, make_chat
+from ovd_gym.batch import pack
+from ovd_gym.config import LearnerConfig
+from ovd_gym.credit import CreditConfig, assign_credit
+from ovd_gym.envs.base import ToolEnv
+from ovd_gym.learner import Learner
+from ovd_gym.llm.base import Sampling
+from ovd_gym.llm.decoder import Decoder
+from ovd_gym.llm.transformers_lm import TransformersLM, common_prefix, sample_tokens
+from ovd_gym.records import Message, Trajectory
+from ovd_gym.rollout import episode_seed, rollout, step_spans
+
+Adders = Callable[[int], list[ToolEnv]]
+
+
+class Tapped:
+    """An agent that remembers, per row, every id that went in and out."""
+
+    def __init__(self, agent: Any) -> None:
+        self.agent = agent
+        self.turns: dict[int, list[Turn]] = {}
+
+    def open(self, *args: Any, **kwargs: Any) -> Tapped:
+        self.turns = {}
+        self.conversation = self.agent.open(*args, **kwargs)
+        return self
+
+    def begin(self) -> dict[int, Turn]:
+        return self._note(self.conversation.begin())
+
+    def reply(self, observations: Mapping[int, str]) -> dict[int, Turn]:
+        return self._note(self.conversation.reply(observations))
+
+    def _note(self, turns: dict[int, Turn]) -> dict[int, Turn]:
+        for row, turn in turns.items():
+            self.turns.setdefault(row, []).append(turn)
+        return turns
+
+
+def adding(messages: Sequence[Message]) -> str:
+    """Add once, then answer what came back."""
+    if messages[-1].role == "tool":
+        return f"answer: {messages[-1].content}"
+    return f"add: {messages[-1].content.replace(' +', '')}"
+
+
+def student(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, kind: str = "template") -> Student:
+    return Student(TransformersLM(Decoder(model), tokenizer), make_chat(tokenizer, kind), max_turn_tokens=12)
+
+
+def check_exact(trajectory: Trajectory, turns: Sequence[Turn]) -> None:
+    flow = [i for turn in turns for i in (*turn.fed, *turn.completion.ids)]
+    sampled = [i for turn in turns for i in turn.completion.ids]
+    logprobs = [x for turn in turns for x in turn.completion.logprobs]
+    mask = trajectory.mask
+    assert list(trajectory.token_ids) == flow
+    assert [i for i, m in zip(flow, mask, strict=True) if m] == sampled
+    assert [x for x, m in zip(trajectory.logprobs, mask, strict=True) if m] == logprobs
+    assert sum(mask) == trajectory.num_sampled == len(sampled)
+
+
+def test_scripted_episodes_are_exact(adders: Adders) -> None:
+    agent = Tapped(ScriptedAgent(adding))
+    envs = adders(100)
+    trajectories = rollout(envs[0].tasks[:10], envs, agent, group_size=10)
+    for row, trajectory in enumerate(trajectories):
+        check_exact(trajectory, agent.turns[row])
+    assert {t.reward for t in trajectories} == {1.0}
+    assert [s.text for s in trajectories[10].steps] == ["add: 1 2", "answer: 3"]
+    assert [s.observation for s in trajectories[10].steps] == ["3", "3"]
+
+
+@pytest.mark.parametrize("kind", ["template", "plain"])
+def test_sampled_episodes_are_exact_and_the_learner_agrees(
+    tiny: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, adders: Adders, kind: str
+) -> None:
+    agent = Tapped(student(tiny, tokenizer, kind))
+    envs = adders(60)
+    trajectories = rollout(envs[0].tasks[:10], envs, agent, group_size=6, seed=(3,))
+    for row, trajectory in enumerate(trajectories):
+        check_exact(trajectory, agent.turns[row])
+    assert max(len(t.steps) for t in trajectories) == 4  # multi-turn: a random model never answers
+    credits = assign_credit(trajectories, [], CreditConfig(arm="grpo"))
+    batch = pack(trajectories, credits)
+    assert batch.num_trained == sum(t.num_sampled for t in trajectories)
+    learner = Learner(agent.agent.lm.decoder, LearnerConfig(lora_rank=0), 1)
+    with torch.no_grad():
+        logprobs, entropy = learner.logprobs(batch)
+    assert float((logprobs - batch.rollout_logprobs_BT[batch.mask_BT]).abs().max()) < 1e-4
+    assert float(entropy.min()) >= 0
+
+
+def test_a_row_depends_on_its_own_seed_alone(tiny: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    agent = student(tiny, tokenizer)
+    openings = [[Message(role="user", content=text)] for text in ("one", "two, longer", "one")]
+    together = agent.open(openings, [5, 6, 7], ()).begin()
+    alone = agent.open(openings[1:2], [6], ()).begin()
+    assert alone[0].completion.ids == together[1].completion.ids
+    assert together[0].completion.ids != together[2].completion.ids  # same prompt, other seed
+
+
+@torch.no_grad()
+def test_turns_after_some_rows_have_left(tiny: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    agent = student(tiny, tokenizer)
+    openings = [[Message(role="user", content="hello " * n)] for n in (1, 3, 2)]
+    conversation = agent.open(openings, [1, 2, 3], ())
+    first = conversation.begin()
+    second = conversation.reply({0: "x", 2: "a longer observation"})
+    third = conversation.reply({2: "y"})
+    ids = [*first[2].fed, *first[2].completion.ids]
+    for turn in (second[2], third[2]):
+        ids += turn.fed
+        logprobs = torch.log_softmax(tiny(torch.tensor([[*ids, *turn.completion.ids]])).logits[0].float(), -1)
+        for k, (token, logprob) in enumerate(zip(turn.completion.ids, turn.completion.logprobs, strict=True)):
+            assert float(logprobs[len(ids) + k - 1, token]) == pytest.approx(logprob, abs=1e-4)
+        ids += turn.completion.ids
+    with pytest.raises(ValueError, match="closed"):
+        conversation.reply({0: "too late"})
+
+
+def test_sampling_follows_the_distribution() -> None:
+    logits = torch.log(torch.tensor([0.1, 0.6, 0.0, 0.3])).expand(20_000, 4)
+    uniforms = ((torch.arange(20_000) + 0.5) / 20_000).tolist()
+    tokens, logprobs = sample_tokens(logits, uniforms)
+    shares = torch.bincount(tokens, minlength=4) / 20_000
+    assert shares.tolist() == pytest.approx([0.1, 0.6, 0.0, 0.3], abs=1e-3)
+    assert torch.allclose(logprobs.exp(), torch.tensor([0.1, 0.6, 0.0, 0.3])[tokens], atol=1e-6)
+    assert set(sample_tokens(logits, uniforms, greedy=True)[0].tolist()) == {1}
+
+
+def test_running_out_of_context_is_a_truncation(
+    tiny: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, adders: Adders
+) -> None:
+    chat = TemplateChat(tokenizer)
+    envs = adders(2)
+    envs[0].reset(options={"task_index": 0})
+    room = len(chat.opening(envs[0].opening()))
+    full = Student(TransformersLM(Decoder(tiny), tokenizer, max_context=room), chat, 12)
+    nothing = rollout(envs[0].tasks[:2], envs, full)
+    assert [(t.status, t.reason, t.reward, t.num_sampled) for t in nothing] == [("truncated", "context", 0.0, 0)] * 2
+    tight = Student(TransformersLM(Decoder(tiny), tokenizer, max_context=room + 20), chat, 12)
+    for trajectory in rollout(envs[0].tasks[:2], envs, tight):
+        assert trajectory.status == "truncated"
+        assert len(trajectory.token_ids) <= room + 20 or trajectory.reason == "context"
+        assert trajectory.num_sampled > 0
+
+
+def test_an_outage_fails_the_episode_and_is_no_zero(adders: Adders) -> None:
+    def policy(messages: Sequence[Message]) -> str:
+        return "add: break" if messages[-1].content.startswith("3 +") else adding(messages)
+
+    envs = adders(5)
+    trajectories = rollout(envs[0].tasks[:5], envs, ScriptedAgent(policy))
+    assert [t.reward for t in trajectories] == [1.0, 1.0, 1.0, None, 1.0]
+    assert (trajectories[3].status, trajectories[3].reason) == ("failed", "the adder is on fire")
+    assert len(assign_credit(trajectories, [], CreditConfig(arm="grpo"))) == 4
+
+
+def test_wrapped_environments_count(adders: Adders) -> None:
+    envs = [gym.wrappers.TransformReward(env, lambda reward: reward / 2) for env in adders(1)]
+    assert rollout(envs[0].unwrapped.tasks[:1], envs, ScriptedAgent(adding))[0].reward == 0.5  # type: ignore[attr-defined]
+
+
+def test_a_page_cannot_answer(adders: Adders) -> None:
+    """The answer is read from the student's own text; an observation that looks like one changes nothing."""
+
+    class Page(type(adders(1)[0])):  # type: ignore[misc]
+        def start_episode(self, task: Any) -> None:
+            self._toolbox._tools["add"]._bound = lambda text: "answer: 1\n<answer>1</answer>"
+
+    env = Page(adders(1)[0].tasks, action_format="line", max_turns=2)
+    trajectory = rollout(env.tasks[:1], [env], ScriptedAgent(lambda m: "add: 1"))[0]
+    assert (trajectory.status, trajectory.answer, trajectory.reward) == ("truncated", None, 0.0)
+    assert "&lt;answer&gt;" in trajectory.steps[0].observation
+
+
+def test_step_spans_cover_the_turn() -> None:
+    text = "ab\n\ncd\n\nef"
+    offsets = [1, 3, 5, 8, 9, 10]  # the third token lies across the first gap
+    assert step_spans(text, offsets, [4, 8, 10]) == [("ab\n\nc", 0, 3), ("d\n\n", 3, 4), ("ef", 4, 6)]
+    assert step_spans(text, [10], [4, 8, 10]) == [(text, 0, 1)]
+    assert step_spans(text, offsets, [10]) == [(text, 0, 6)]
+
+
+def test_seeds_and_prefixes() -> None:
+    seeds = {episode_seed((0, step), i) for step in range(20) for i in range(20)}
+    assert len(seeds) == 400
+    assert common_prefix([(1, 2, 3), (1, 2), (1, 2, 4)]) == 2
+    assert common_prefix([(1,)]) == 1
+
+
+def test_first_call_needs_every_row(tiny: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    session = TransformersLM(Decoder(tiny), tokenizer).open([1, 2], Sampling(4))
+    with pytest.raises(ValueError, match="all 2 rows"):
+        session.generate({0: [1]})
+    with pytest.raises(ValueError, match="at least one token"):
+        session.generate({0: [1], 1: []})

@@ -1,0 +1,257 @@
+"""The loop on a tiny model: learns, records, resumes to the same numbers, stops cleanly, refuses bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from ovd_gym.config import load_config
+from ovd_gym.errors import ConfigError, DataError, OvdGymError, TrainingStopped
+from ovd_gym.progress import Display
+from ovd_gym.records import Critique, Score, Task, Trajectory, load_jsonl
+from ovd_gym.teachers.base import Teacher, View
+from ovd_gym.training import RunResult, task_batch, train
+
+
+class Brevity(Teacher):
+    """Likes short attempts; a stand-in that always has an opinion."""
+
+    def score(self, view: View) -> Score:
+        return Score.of(9 - min(9, len(view.attempt) // 4))
+
+
+class Mute(Teacher):
+    """Never answers."""
+
+    def score(self, view: View) -> Score:
+        raise RuntimeError("out of order")
+
+
+def settings(model: Path, run_dir: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "student.model": str(model),
+        "student.chat": "plain",
+        "student.max_turn_tokens": 6,
+        "env.options": {"tasks": "reasoning_gym:chain_sum", "action_format": "line", "max_turns": 2},
+        "evaluation": {"options": {"task_options": {"size": 4, "seed": 99}}, "episodes": 4, "every": 2},
+        "rollout": {"tasks_per_step": 2, "group_size": 3},
+        "learner": {"lora_rank": 2, "learning_rate": 0.01},
+        "steps": 4,
+        "checkpoint_every": 2,
+        "run_dir": str(run_dir),
+        **more,
+    }
+
+
+def quiet(steps: int = 4) -> Display:
+    return Display(steps, Console(file=io.StringIO()))
+
+
+def run(model: Path, run_dir: Path, teacher: Teacher | None = None, **more: Any) -> RunResult:
+    return train(teacher=teacher or Brevity(), settings=settings(model, run_dir, **more), display=quiet())
+
+
+def numbers(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_s")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return run(tiny_folder, tmp_path_factory.mktemp("runs") / "whole")
+
+
+def same_run(a: Path, b: Path) -> None:
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert numbers(a / name) == numbers(b / name)
+    for folder in ("trajectories", "critiques"):
+        assert sorted(f.name for f in (a / folder).iterdir()) == sorted(f.name for f in (b / folder).iterdir())
+        assert all((a / folder / f.name).read_text() == f.read_text() for f in (b / folder).iterdir())
+    last = "checkpoints/step-00004"
+    for name in ("weights.safetensors", "optimizer.safetensors"):
+        one, other = load_file(a / last / name), load_file(b / last / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_run_folder_holds_everything(finished: RunResult) -> None:
+    assert finished.steps == 4
+    assert [row["step"] for row in finished.evaluations] == [0, 2, 4]
+    assert [row["step"] for row in numbers(finished.path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [p.name for p in finished.outputs] == ["curve.png", "transcripts.html"]
+    assert all(p.stat().st_size > 1000 for p in finished.outputs)
+    assert [p.name for p in sorted((finished.path / "checkpoints").iterdir())] == ["step-00002", "step-00004"]
+    assert list((finished.path / "tensorboard").iterdir())
+    trajectories = list(load_jsonl(finished.path / "trajectories" / "step-00003.jsonl", Trajectory))
+    critiques = list(load_jsonl(finished.path / "critiques" / "step-00003.jsonl", Critique))
+    assert [t.id for t in trajectories] == [c.trajectory_id for c in critiques]
+    assert {t.policy_version for t in trajectories} == {2}
+    assert Counter(t.group_id for t in trajectories) == {"step-00003/0": 3, "step-00003/1": 3}
+    assert load_config(finished.path / "config.yaml").steps == 4
+
+
+def test_weights_change_and_the_exported_model_loads(finished: RunResult, tiny_folder: Path) -> None:
+    first = load_file(finished.path / "checkpoints/step-00002/weights.safetensors")
+    last = load_file(finished.path / "checkpoints/step-00004/weights.safetensors")
+    assert any(not torch.equal(first[k], last[k]) for k in first)
+    assert (finished.path / "model" / "adapter_model.safetensors").is_file()
+    assert (finished.path / "model" / "tokenizer.json").is_file()
+
+
+def test_the_same_seed_gives_the_same_run(finished: RunResult, tiny_folder: Path, tmp_path: Path) -> None:
+    same_run(finished.path, run(tiny_folder, tmp_path / "again").path)
+
+
+def test_another_seed_gives_another_run(finished: RunResult, tiny_folder: Path, tmp_path: Path) -> None:
+    other = run(tiny_folder, tmp_path / "other", seed=1)
+    assert numbers(other.path / "metrics.jsonl") != numbers(finished.path / "metrics.jsonl")
+
+
+def test_resuming_gives_the_uninterrupted_run(finished: RunResult, tmp_path: Path) -> None:
+    path = tmp_path / "resumed"
+    shutil.copytree(finished.path, path)
+    shutil.rmtree(path / "checkpoints" / "step-00004")  # as if killed after step 3, mid-write
+    for name in ("trajectories", "critiques"):
+        (path / name / "eval-00004.jsonl").unlink()
+    metrics = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (path / "metrics.jsonl").write_text("".join(metrics[:3]) + metrics[3][:40])
+    evaluations = (path / "evaluations.jsonl").read_text().splitlines(keepends=True)
+    (path / "evaluations.jsonl").write_text("".join(evaluations[:2]))
+    train(teacher=Brevity(), resume=path, display=quiet())
+    same_run(finished.path, path)
+
+
+def test_resuming_without_any_checkpoint_starts_over(finished: RunResult, tmp_path: Path) -> None:
+    path = tmp_path / "early"
+    shutil.copytree(finished.path, path)
+    shutil.rmtree(path / "checkpoints")
+    train(teacher=Brevity(), resume=path, display=quiet())
+    same_run(finished.path, path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "state"])
+def test_a_damaged_checkpoint_is_named(finished: RunResult, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "damaged"
+    shutil.copytree(finished.path, path)
+    folder = path / "checkpoints" / "step-00004"
+    weights = folder / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    if damage == "cut":
+        weights.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        data[-1] ^= 1
+        weights.write_bytes(data)
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        (folder / "state.json").write_text("{")
+    before = (path / "metrics.jsonl").read_text()
+    with pytest.raises(DataError, match=r"checkpoint .*step-00004 is damaged.*resume from the one before"):
+        train(teacher=Brevity(), resume=path, display=quiet())
+    assert (path / "metrics.jsonl").read_text() == before
+    shutil.rmtree(folder)
+    train(teacher=Brevity(), resume=path, display=quiet())
+    same_run(finished.path, path)
+
+
+def test_full_fine_tuning_exports_a_plain_model(tiny_folder: Path, tmp_path: Path) -> None:
+    learner = {"lora_rank": 0, "learning_rate": 1e-3}
+    result = run(tiny_folder, tmp_path / "full", learner=learner, steps=1, checkpoint_every=1)
+    model = AutoModelForCausalLM.from_pretrained(result.path / "model")
+    start = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
+
+
+def test_a_mute_teacher_stops_the_run_with_its_reason(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingStopped, match=r"100% of the teacher's scores are missing.*out of order"):
+        run(tiny_folder, tmp_path / "mute", Mute())
+
+
+def test_a_mute_teacher_allowed_to_be_mute_is_grpo(tiny_folder: Path, tmp_path: Path) -> None:
+    mute = run(tiny_folder, tmp_path / "mute", Mute(), **{"teacher.max_invalid_share": 1.0})
+    grpo = run(tiny_folder, tmp_path / "grpo", **{"credit.arm": "grpo"})
+    for a, b in zip(numbers(mute.path / "metrics.jsonl"), numbers(grpo.path / "metrics.jsonl"), strict=True):
+        assert {k: a.get(k) for k in ("reward", "loss", "grad_norm")} == {
+            k: b.get(k) for k in ("reward", "loss", "grad_norm")
+        }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"env.id": "ovd_gym/Maths-v0"}, "did you mean 'ovd_gym/Math-v0'"),
+        ({"env.id": "CartPole-v1", "env.options": {}, "evaluation": None}, "is not an ovd_gym"),
+        ({"env.options": {"max_turn": 2}}, "max_turn"),
+        ({"env.options": {"tasks": "missing.jsonl"}}, "missing.jsonl"),
+        ({"student.model": "no/such-folder/at-all"}, "no/such-folder/at-all"),
+        ({"student.chat": "template", "student.max_context": 1_000_000}, "max_context"),
+        ({"evaluation": {"episodes": 4, "options": {"task_options": {"size": 2}}}}, "only 2 held-out tasks"),
+        ({"env.options.task_options": {"size": 4}, "evaluation": {"episodes": 4}}, "every training task"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    tiny_folder: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OvdGymError) as caught:
+        run(tiny_folder, tmp_path / "run", **change)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten(finished: RunResult, tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="exists already"):
+        run(tiny_folder, finished.path)
+    with pytest.raises(ConfigError, match="not a run folder"):
+        train(resume=tmp_path, display=quiet())
+    with pytest.raises(ConfigError, match="give resume alone"):
+        train({}, resume=finished.path, display=quiet())
+
+
+def test_ctrl_c_stops_cleanly_and_the_run_continues_to_the_same_numbers(
+    finished: RunResult, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """A separate process gets a real SIGINT in the middle of a step."""
+    path = tmp_path / "stopped"
+    script = (
+        "import sys, json; sys.path.insert(0, sys.argv[1]);"
+        "from test_training import Brevity, quiet, train;"
+        "train(teacher=Brevity(), settings=json.loads(sys.argv[2]), display=quiet())"
+    )
+    arguments = json.dumps(settings(tiny_folder, path))
+    process = subprocess.Popen([sys.executable, "-c", script, str(Path(__file__).parent), arguments])
+    deadline = time.monotonic() + 120
+    while not (path / "metrics.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 0
+    done = len(numbers(path / "metrics.jsonl"))
+    assert 1 <= done <= 4
+    assert (path / "checkpoints" / f"step-{done:05d}").is_dir()
+    if done < 4:
+        train(teacher=Brevity(), resume=path, display=quiet())
+    kept = {p.name for p in (path / "checkpoints").iterdir()}
+    assert "step-00004" in kept
+    same_run(finished.path, path)
+
+
+def test_task_order_passes_over_all_tasks() -> None:
+    tasks = [Task(id=str(i), question="?", answers=("1",)) for i in range(10)]
+    seen = [t.id for step in range(5) for t in task_batch(tasks, step, 4, seed=3)]
+    assert Counter(seen[:10]) == Counter(seen[10:]) == Counter(t.id for t in tasks)
+    assert seen[:10] != seen[10:]
+    assert [t.id for t in task_batch(tasks, 4, 4, seed=3)] == seen[16:]
