@@ -78,7 +78,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedT
 def tiny(tiny_folder: Path) -> LlamaForCausalLM:
     model = LlamaForCausalLM.from_pretrained(tiny_folder)
     assert isinstance(model, LlamaForCausalLM)
-    return model.eval()
+    model.eval()
+    return model
 
 
 @pytest.fixture

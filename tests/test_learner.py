@@ -73,7 +73,7 @@ def test_one_update_equals_the_policy_gradient_by_hand(tiny: LlamaForCausalLM, t
         sizes = [s.end - s.start for s in trajectory.steps]
         advantages = torch.tensor(credit.advantages).repeat_interleave(torch.tensor(sizes))
         loss = loss - (plain_logprobs(tiny, trajectory) * advantages).sum()
-    (loss / batch.num_trained).backward()  # type: ignore[no-untyped-call]
+    (loss / batch.num_trained).backward()
     expected = {n: p.grad.clone() for n, p in tiny.named_parameters() if p.grad is not None}
     norm = math.sqrt(sum(float(g.square().sum()) for g in expected.values()))
     tiny.zero_grad()
@@ -110,7 +110,7 @@ def test_accumulation_equals_one_pass(tiny: LlamaForCausalLM, trajectories: list
     for budget in (1, 10_000):
         learner = Learner(Decoder(tiny.requires_grad_(True)), FULL.model_copy(update={"micro_batch_tokens": budget}), 1)
         for piece in micro_batches(batch, budget):
-            learner._loss(piece, None, batch.num_trained)[0].backward()  # type: ignore[no-untyped-call]
+            learner._loss(piece, None, batch.num_trained)[0].backward()
         losses.append([p.grad.clone() for p in tiny.parameters() if p.grad is not None])
         tiny.zero_grad()
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*losses, strict=True))
@@ -196,9 +196,9 @@ def test_losses_equal_grpo_bit_for_bit(tiny: LlamaForCausalLM, trajectories: lis
     critiques = [
         Critique(trajectory_id=t.id, teacher="t", steps=(score,) * len(t.steps), trajectory=score) for t in rewarded
     ]
-    weights = {"trajectory_weight": 0.0, "step_weight": 0.0} if teacher == "weightless" else {}
+    bare = CreditConfig(trajectory_weight=0.0, step_weight=0.0)
     runs = []
-    for config in (CreditConfig(arm="grpo"), CreditConfig(arm="score-reward", **weights)):
+    for config in (CreditConfig(arm="grpo"), bare if teacher == "weightless" else CreditConfig()):
         model = LlamaForCausalLM(tiny.config)
         model.load_state_dict(tiny.state_dict())
         learner = Learner(Decoder(model.eval()), FULL, 3)

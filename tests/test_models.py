@@ -21,7 +21,7 @@ from ovd_gym.llm.models import load_model, load_tokenizer, resolve_model
 def tiny_folder(path: Path, eos_token: str | None = "</s>") -> Path:
     """A random two-layer Llama over sixteen words."""
     words = {word: i for i, word in enumerate(["<unk>", "</s>", *"0123456789", "+", "-", "=", "?"])}
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")),
         unk_token="<unk>",
         eos_token=eos_token,

@@ -172,7 +172,7 @@ def test_an_outage_fails_the_episode_and_is_no_zero(adders: Adders) -> None:
 
 
 def test_wrapped_environments_count(adders: Adders) -> None:
-    envs = [gym.wrappers.TransformReward(env, lambda reward: reward / 2) for env in adders(1)]
+    envs = [gym.wrappers.TransformReward(env, lambda reward: float(reward) / 2) for env in adders(1)]
     assert rollout(envs[0].unwrapped.tasks[:1], envs, ScriptedAgent(adding))[0].reward == 0.5  # type: ignore[attr-defined]
 
 

@@ -183,7 +183,7 @@ def test_a_mute_teacher_stops_the_run_with_its_reason(tiny_folder: Path, tmp_pat
 
 def test_a_mute_teacher_allowed_to_be_mute_is_grpo(tiny_folder: Path, tmp_path: Path) -> None:
     mute = run(tiny_folder, tmp_path / "mute", Mute(), **{"teacher.max_invalid_share": 1.0})
-    grpo = run(tiny_folder, tmp_path / "grpo", **{"credit.arm": "grpo"})
+    grpo = run(tiny_folder, tmp_path / "grpo", credit={"arm": "grpo"})
     for a, b in zip(numbers(mute.path / "metrics.jsonl"), numbers(grpo.path / "metrics.jsonl"), strict=True):
         assert {k: a.get(k) for k in ("reward", "loss", "grad_norm")} == {
             k: b.get(k) for k in ("reward", "loss", "grad_norm")
