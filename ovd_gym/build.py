@@ -64,6 +64,8 @@ def build(config: TrainConfig, teacher: Teacher | None = None) -> Parts:
     tasks = _apart(_tool_env(envs[0]).tasks, held_out_tasks)
     if teacher is None and config.teacher is not None:
         teacher = make_teacher(config.teacher.name, **config.teacher.options)
+    if teacher is not None:
+        teacher.seed(config.seed)
     model, tokenizer = load_model(config.student.model, dtype=config.student.dtype, device=config.student.device)
     decoder = Decoder(trainable_model(model, config.learner, config.seed))
     chat = make_chat(tokenizer, config.student.chat, config.student.plain)

@@ -89,6 +89,12 @@ class Teacher(ABC):
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
 
+    def seed(self, seed: int) -> None:  # noqa: B027  (a hook, not a duty)
+        """Make the teacher's own random draws repeatable; a training run calls it once with its seed.
+
+        A teacher without randomness has nothing to do here.
+        """
+
     @abstractmethod
     def score(self, view: View) -> Score:
         """One score for ``view``. May raise :class:`TeacherError` with the status to record."""

@@ -78,11 +78,17 @@ class DigitTeacher(Teacher):
         self._max_tokens = max_tokens or getattr(self._model.config, "max_position_embeddings", None) or 8192
         self._batch_tokens = batch_tokens
         self._nonce = nonce or draw_nonce()
+        self._own_nonce = nonce is None
         self._reserved = _special_tokens(self._tokenizer)
         self._system_role = _has_system_role(self._tokenizer)
         self._digits = _digit_ids(self._tokenizer, self._text(View(kind="trajectory", question="1 + 1", steps=())))
         accepted = inspect.signature(self._model.forward).parameters
         self._takes = {name for name in ("position_ids", "logits_to_keep") if name in accepted}
+
+    def seed(self, seed: int) -> None:
+        """Derive the nonce from ``seed`` (unless one was given): the student never sees it either way."""
+        if self._own_nonce:
+            self._nonce = draw_nonce(seed)
 
     def score(self, view: View) -> Score:
         """One score; see :meth:`score_batch`."""

@@ -45,9 +45,9 @@ class Prompt(Record):
         return f"{self.system}\n\n{self.user}\n\n{PREFILL}"
 
 
-def draw_nonce() -> str:
-    """16 hex digits that nobody can foresee."""
-    return secrets.token_hex(8)
+def draw_nonce(seed: int | None = None) -> str:
+    """16 hex digits that nobody can foresee, or that only who knows ``seed`` can."""
+    return secrets.token_hex(8) if seed is None else hashlib.sha256(f"nonce {seed}".encode()).hexdigest()[:16]
 
 
 def render(view: View, *, nonce: str | None = None, reserved: Iterable[str] = ()) -> Prompt:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from ovd_gym.teachers.arithmetic import NotArithmetic, evaluate, normalise, numbers, operator_runs
+from ovd_gym.arithmetic import NotArithmetic, evaluate, normalise, numbers, operator_runs
 
 __all__ = ["CONSTANTS", "Question", "read_question"]
 

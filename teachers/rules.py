@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
+from ovd_gym.arithmetic import Claim, NotArithmetic, agrees, claims, evaluate, normalise, numbers
 from ovd_gym.records import Score
-from ovd_gym.teachers.arithmetic import Claim, NotArithmetic, agrees, claims, evaluate, normalise, numbers
 from ovd_gym.teachers.base import StepText, Teacher, View
 from ovd_gym.teachers.questions import CONSTANTS, Question, read_question
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovd_gym.teachers.arithmetic import NotArithmetic, agrees, claims, evaluate, numbers, operator_runs
+from ovd_gym.arithmetic import NotArithmetic, agrees, claims, evaluate, numbers, operator_runs
 from ovd_gym.teachers.questions import read_question
 
 EXPRESSIONS = st.recursive(

@@ -32,7 +32,7 @@ def bytewise(*merges: tuple[str, str], template: str | None = None) -> PreTraine
     vocabulary = {piece: i for i, piece in enumerate([*alphabet, *(a + b for a, b in merges)])}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="!", chat_template=template)  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="!", chat_template=template)
 
 
 class Oracle(torch.nn.Module):
@@ -98,7 +98,7 @@ def test_a_broken_model_gives_no_score(tokenizer: PreTrainedTokenizerFast) -> No
 def test_digits_that_are_not_one_token_are_refused() -> None:
     words = Tokenizer(models.WordLevel({"<unk>": 0, "SCORE": 1}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<unk>")  # type: ignore[no-untyped-call]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<unk>")
     with pytest.raises(ConfigError, match="does not write the digit 0 after 'SCORE: ' as one token"):
         oracle(tokenizer, {})
 
@@ -158,3 +158,17 @@ def test_special_tokens_in_an_attempt_stay_text(tokenizer: PreTrainedTokenizerFa
 def test_min_mass_is_a_probability(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ConfigError, match=r"min_mass must be in \[0, 1\], got 2"):
         oracle(tokenizer, {}, min_mass=2)
+
+
+def test_a_seed_makes_the_nonce_repeatable_unless_one_was_given() -> None:
+    teacher, model = oracle(bytewise(), {"7": 0.9})
+    for seed in (1, 2, 1):
+        teacher.seed(seed)
+        teacher.score(view())
+    first, second, third = model.prompts
+    assert first == third != second
+    fixed, model = oracle(bytewise(), {"7": 0.9}, nonce="abc")
+    for seed in (1, 2):
+        fixed.seed(seed)
+        fixed.score(view())
+    assert len(set(model.prompts)) == 1

@@ -24,16 +24,16 @@ LAYERS = (
     {"build", "evaluate"},
     {"rollout", "learner", "recorder", "wrappers", "registry", "report", "progress"},
     {"batch", "losses", "credit", "config"},
-    {"llm", "actions", "sanitize", "statistics"},
+    {"llm", "actions", "sanitize", "statistics", "arithmetic"},
     {"records", "errors"},
 )
-PLUGIN_USERS = {"__main__", "cli", "training", "build", "evaluate", "rollout", "wrappers", "registry"}
-"""The core modules that may import from the plug-ins; all others reach them as objects handed in."""
+PLUGIN_USERS = {"", "__main__", "cli", "training", "build", "evaluate", "rollout", "wrappers", "registry"}
+"""The core modules ("" is the package itself) that may import from the plug-ins; all others are handed objects."""
 
 PLUGIN_IMPORTS = {
-    "envs": {"records", "errors", "actions", "sanitize"},
+    "envs": {"records", "errors", "actions", "sanitize", "arithmetic"},
     "agents": {"records", "errors", "actions", "sanitize", "config", "llm"},
-    "teachers": {"records", "errors", "actions", "sanitize", "llm"},
+    "teachers": {"records", "errors", "actions", "sanitize", "arithmetic", "llm"},
 }
 """What each plug-in folder sees of the core, besides itself. The three never import each other."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sympy
 
 from ovd_gym.envs.math_qa import MathEnv, hub_tasks, jsonl_tasks, load_tasks, reasoning_gym_tasks, split_tasks
 from ovd_gym.envs.math_qa.generated import GENERATORS
@@ -34,6 +35,19 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 # Generators -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parentheses", [True, False])
+def test_a_generated_gold_answer_is_the_value_of_the_question(parentheses: bool) -> None:
+    """reasoning-gym's own answers are not: without parentheses it works "50 + 83 * 6" out from left to right."""
+    operators = ["+", "-", "*", "/"] if parentheses else ["+", "-", "*"]
+    options = {"max_digits": 2, "allow_parentheses": parentheses, "operators": operators}
+    tasks = reasoning_gym_tasks("basic_arithmetic", size=200, seed=3, **options)
+    for task in tasks:
+        expression = task.question.removeprefix("Calculate ").removesuffix(".")
+        assert sympy.Rational(task.answers[0]) == sympy.sympify(expression), task.question
+    env = MathEnv(tasks, action_format="line")
+    assert all(scores(env, index, task.answers[0]) == 1.0 for index, task in enumerate(tasks))
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -79,6 +93,7 @@ def test_different_seeds_give_different_questions() -> None:
         ({"name": "simple_integration"}, "Allowed: aiw, basic_arithmetic"),
         ({"name": "chain_sum", "max_term": 3}, "did you mean 'max_terms'"),
         ({"name": "chain_sum", "min_terms": -1}, "refuses"),
+        ({"name": "basic_arithmetic", "allow_parentheses": False}, "divides by zero"),
         ({"name": "chain_sum", "size": 0}, "size must be"),
         ({"name": "chain_sum", "seed": -1}, "seed at least 0"),
     ],

@@ -1,13 +1,11 @@
 """The transcript page: what a reader sees, and that no text in it can act."""
 
-from pathlib import Path
-
 import pytest
 from bs4 import BeautifulSoup, Tag
 
 from ovd_gym.errors import DataError
 from ovd_gym.records import Critique, Score, Step, Task, ToolCall, Trajectory
-from ovd_gym.report.transcripts import render_transcripts, write_transcripts
+from ovd_gym.report.transcripts import render_transcripts
 
 HOSTILE = "</div></pre></style><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}{% raw %}\"'><b>&amp;"
 FIRST = Step(text="calculator: 6 * 7", start=1, end=3, call=ToolCall(name="calculator"), observation="42")
@@ -131,12 +129,6 @@ def test_sections_stand_in_the_order_given_with_links_to_them() -> None:
     assert [a["href"] for a in soup.select("nav a")] == ["#section-1", "#section-2"]
     assert [section["id"] for section in soup.select("section")] == ["section-1", "section-2"]
     assert texts(soup, "section .empty") == ["no episodes"]
-
-
-def test_half_a_surrogate_pair_does_not_stop_the_report(tmp_path: Path) -> None:
-    step = Step(text="bad \ud83d end", start=0, end=1)
-    write_transcripts(tmp_path / "t.html", [("step 1", [(episode(steps=(step,)), None)])], "run")
-    assert r"bad \ud83d end" in (tmp_path / "t.html").read_text(encoding="utf-8")
 
 
 def test_a_critique_of_another_trajectory_is_refused() -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, overload
 
+from ovd_gym.arithmetic import evaluate
 from ovd_gym.errors import ConfigError, unknown
 from ovd_gym.records import Task
 
@@ -80,6 +82,12 @@ class _Generated(Sequence[Task]):
             for option in self._config:
                 if option not in options:
                     raise ConfigError(unknown(f"option of generator {self._name!r}", option, options))
+            linear = self._name == "basic_arithmetic" and not self._config.get("allow_parentheses", True)
+            if linear and "/" in self._config.get("operators", "+-*/"):
+                raise ConfigError(
+                    "basic_arithmetic without parentheses divides by zero at times: "
+                    "set operators to some of ['+', '-', '*'], or allow_parentheses to true"
+                )
             # reasoning-gym draws item i from seed + i: neighbouring seeds would share all tasks but one.
             seed = random.Random(f"reasoning_gym:{self._seed}").getrandbits(128)
             try:
@@ -105,9 +113,21 @@ class _Generated(Sequence[Task]):
         return Task(
             id=f"{self._name}-{self._seed}-{index}",
             question=item["question"].strip(),
-            answers=(str(item["answer"]),),
+            answers=(_gold(item),),
             metadata={"source": f"reasoning_gym:{self._name}", "form": "number"},
         )
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_dataset": None}
+
+
+def _gold(item: dict[str, Any]) -> str:
+    """The exact value of the expression the question states; the generator's own answer where it states none.
+
+    The two differ: reasoning-gym works out "50 + 83 * 6" from left to right and rounds some divisions down.
+    """
+    expression = item["metadata"].get("expression")
+    answer = str(item["answer"])
+    if expression is None or Fraction(answer) == (value := evaluate(expression)):
+        return answer
+    return str(value)

@@ -5,9 +5,12 @@ Both the sampler and the learner work this way, so that logits exist only where 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ovd_gym.errors import ConfigError
@@ -56,6 +59,27 @@ class Decoder:
         """[B, T, D] last hidden states; ``kwargs`` are the transformers decoder's own."""
         output = self._decoder(input_ids=input_ids_BT, **kwargs)
         return cast(Tensor, output.last_hidden_state)
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Within it, LoRA adapters are folded into the weights: sampling costs what it costs without adapters.
+
+        Takes a second copy of the adapted weights for as long; the weights themselves come back bit for bit
+        (adding and subtracting the adapters would leave rounding errors behind).
+        """
+        layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        bases: list[Any] = [layer.get_base_layer() for layer in layers]
+        originals = [base.weight.data for base in bases]
+        with torch.no_grad():
+            for layer, base in zip(layers, bases, strict=True):
+                delta = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+                base.weight.data = base.weight.data + delta
+        try:
+            with cast(Any, self.model).disable_adapter() if layers else nullcontext():
+                yield
+        finally:
+            for base, original in zip(bases, originals, strict=True):
+                base.weight.data = original
 
     @torch.no_grad()
     def _check(self, base: Any) -> None:

@@ -67,7 +67,8 @@ class TransformersSession:
         rows = self._admit(feeds)
         turns = {row: _Turn(self._lm, self._sampling) for row in feeds}
         if rows:
-            self._run(rows, {row: feeds[row] for row in rows}, turns)
+            with self._lm.decoder.merged():
+                self._run(rows, {row: feeds[row] for row in rows}, turns)
         return {row: turn.completion() for row, turn in turns.items()}
 
     def _admit(self, feeds: Mapping[int, Sequence[int]]) -> list[int]:

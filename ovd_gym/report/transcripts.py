@@ -33,7 +33,7 @@ def write_transcripts(path: str | Path, sections: Sequence[Section], title: str)
     Raises :class:`DataError` when a critique belongs to another trajectory than the one it stands beside.
     """
     # Half of a surrogate pair can stand in sampled text, but not in UTF-8: it is shown as \udxxx.
-    Path(path).write_text(render_transcripts(sections, title), encoding="utf-8", errors="backslashreplace")
+    Path(path).write_text(render_transcripts(sections, title), encoding="utf-8")
 
 
 def render_transcripts(sections: Sequence[Section], title: str) -> str:
