@@ -73,7 +73,7 @@ class Learner:
     def update(self, batch: Batch, step: int) -> Metrics:
         """Train on ``batch``; ``step`` counts updates from 0 and sets the learning rate.
 
-        Returns mean metrics over the trained tokens: ``loss, entropy, clip_fraction, logprob_gap`` (largest
+        Returns mean metrics over the trained tokens: ``loss, trained_entropy, clip_fraction, logprob_gap`` (largest
         |train - rollout|), ``weight_mean, weight_max, grad_norm, learning_rate, trained_tokens``, and ``kl`` to the
         reference when ``kl_weight > 0``. A batch without any advantage changes nothing and says so by
         ``trained_tokens = 0``.
@@ -122,7 +122,7 @@ class Learner:
         )
         tally = {
             "tokens": float(len(current_N)),
-            "entropy": float(entropy_N.sum()),
+            "trained_entropy": float(entropy_N.sum()),
             "clip_fraction": float(clipped_N.sum()),
             "weight_mean": float(weights_N.sum()),
             "weight_max": float(weights_N.max()),

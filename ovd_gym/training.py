@@ -131,8 +131,10 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
                 credits = assign_credit(trajectories, critiques, config.credit)
                 row |= learner.update(pack(trajectories, credits), done)
                 done += 1
-                row |= {"tokens_per_s": sum(t.num_sampled for t in trajectories) / rolled}
-                row |= {"step": done, "seconds": time.monotonic() - began}
+                sampled = sum(t.num_sampled for t in trajectories)
+                # The mean of -logprob over sampled tokens is an unbiased estimate of the entropy they were drawn with.
+                row |= {"entropy": -sum(sum(t.logprobs) for t in trajectories) / sampled}
+                row |= {"tokens_per_s": sampled / rolled, "step": done, "seconds": time.monotonic() - began}
                 recorder.record("step", row, trajectories, critiques)
                 display.step(row)
                 if done == config.steps or done % config.checkpoint_every == 0:

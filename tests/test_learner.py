@@ -175,6 +175,24 @@ def test_reinforced_tokens_become_likelier(tiny: LlamaForCausalLM, trajectories:
     assert float(((after - before) * advantages).sum()) > 0.5
 
 
+def test_merging_adapters_changes_the_cost_and_nothing_else(
+    tiny: LlamaForCausalLM, trajectories: list[Trajectory]
+) -> None:
+    batch = pack(trajectories, credits_of(trajectories, scale=1.0))
+    config = LearnerConfig(lora_rank=4, learning_rate=1e-2)
+    learner = Learner(Decoder(trainable_model(tiny, config, 0)), config, 10)
+    untrained = learner.logprobs(batch)[0].detach()
+    learner.update(batch, 0)
+    before = {n: p.clone() for n, p in learner.decoder.model.named_parameters()}
+    trained = learner.logprobs(batch)[0].detach()
+    with learner.decoder.merged(), torch.no_grad():
+        merged = learner.logprobs(batch)[0]
+    assert torch.allclose(merged, trained, atol=1e-5)
+    assert not torch.allclose(merged, untrained, atol=1e-3)
+    assert all(torch.equal(p, before[n]) for n, p in learner.decoder.model.named_parameters())
+    assert torch.equal(learner.logprobs(batch)[0].detach(), trained)
+
+
 def test_a_bad_gradient_stops_the_run_and_leaves_the_weights(
     tiny: LlamaForCausalLM, trajectories: list[Trajectory]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import gymnasium as gym
@@ -18,12 +19,14 @@ from ovd_gym.batch import pack
 from ovd_gym.config import LearnerConfig
 from ovd_gym.credit import CreditConfig, assign_credit
 from ovd_gym.envs.base import ToolEnv
+from ovd_gym.envs.math_qa import MathEnv
 from ovd_gym.learner import Learner
 from ovd_gym.llm.base import Sampling
 from ovd_gym.llm.decoder import Decoder
 from ovd_gym.llm.transformers_lm import TransformersLM, common_prefix, sample_tokens
-from ovd_gym.records import Message, Trajectory
+from ovd_gym.records import Message, Task, Trajectory
 from ovd_gym.rollout import episode_seed, rollout, step_spans
+from ovd_gym.teachers.registry import make_teacher
 
 Adders = Callable[[int], list[ToolEnv]]
 
@@ -187,6 +190,24 @@ def test_a_page_cannot_answer(adders: Adders) -> None:
     trajectory = rollout(env.tasks[:1], [env], ScriptedAgent(lambda m: "add: 1"))[0]
     assert (trajectory.status, trajectory.answer, trajectory.reward) == ("truncated", None, 0.0)
     assert "&lt;answer&gt;" in trajectory.steps[0].observation
+
+
+def test_a_single_turn_solution_is_split_into_steps_by_paragraph() -> None:
+    solution = "First 2 + 3 = 5.\n\nThen 5 * 4 = 20.\n\nSo \\boxed{20}."
+    task = Task(id="1", question="(2 + 3) * 4?", answers=("20",))
+    (trajectory,) = rollout([task], [MathEnv([task], action_format="boxed")], ScriptedAgent(lambda _: solution))
+    assert [step.text for step in trajectory.steps] == [
+        "First 2 + 3 = 5.\n\n",
+        "Then 5 * 4 = 20.\n\n",
+        "So \\boxed{20}.",
+    ]
+    assert [step.call.name if step.call else None for step in trajectory.steps] == [None, None, "answer"]
+    assert (trajectory.answer, trajectory.reward, trajectory.status) == ("20", 1.0, "terminated")
+    spans = [(step.start, step.end) for step in trajectory.steps]
+    assert all(a[1] == b[0] for a, b in pairwise(spans))
+    assert trajectory.num_sampled == len(solution)
+    critique = make_teacher("math-rules").critique([trajectory])[0]
+    assert [score.value for score in critique.steps] == [9, 9, 9] or min(s.mean or 0 for s in critique.steps) >= 6
 
 
 def test_step_spans_cover_the_turn() -> None:

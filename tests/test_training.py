@@ -112,6 +112,14 @@ def test_weights_change_and_the_exported_model_loads(finished: RunResult, tiny_f
     assert (finished.path / "model" / "tokenizer.json").is_file()
 
 
+def test_the_learner_agrees_with_the_sampler_in_every_step(finished: RunResult) -> None:
+    """Adapters folded into the weights for sampling give the log-probabilities they give in training."""
+    rows = [row for row in numbers(finished.path / "metrics.jsonl") if row["trained_tokens"]]
+    assert len(rows) >= 3
+    assert max(row["logprob_gap"] for row in rows) < 1e-4
+    assert min(row["grad_norm"] for row in rows) > 0
+
+
 def test_the_same_seed_gives_the_same_run(finished: RunResult, tiny_folder: Path, tmp_path: Path) -> None:
     same_run(finished.path, run(tiny_folder, tmp_path / "again").path)
 

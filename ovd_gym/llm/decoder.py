@@ -67,7 +67,7 @@ class Decoder:
         Takes a second copy of the adapted weights for as long; the weights themselves come back bit for bit
         (adding and subtracting the adapters would leave rounding errors behind).
         """
-        layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        layers: list[Any] = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
         bases: list[Any] = [layer.get_base_layer() for layer in layers]
         originals = [base.weight.data for base in bases]
         with torch.no_grad():
