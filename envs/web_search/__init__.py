@@ -1,0 +1,1 @@
+"""Web search: multi-turn question answering over an index, pages and search engines."""
