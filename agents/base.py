@@ -28,7 +28,7 @@ class Conversation(Protocol):
         """Every row's first turn."""
 
     def reply(self, observations: Mapping[int, str]) -> dict[int, Turn]:
-        """The next turn of each row in ``observations``; a row that is left out is over for good."""
+        """The next turn of each row in ``observations``; the others wait, or are over."""
 
 
 class Agent(Protocol):

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import jinja2
+from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from ovd_gym.config import PlainTemplate
@@ -38,6 +40,21 @@ class Chat(ABC):
     @abstractmethod
     def observation(self, text: str, after: Completion) -> list[int]:
         """Ids from the end of the student's turn ``after`` up to where the student writes again."""
+
+    def spoken(self, text: str, stop: Sequence[str]) -> Completion:
+        """What a student would have sampled to say ``text``: a demonstration's turn, with log-probabilities 0.
+
+        It ends with a stop token unless ``text`` holds one of the ``stop`` strings.
+        """
+        ids = self._content(text)
+        stream = DecodeStream(skip_special_tokens=False)
+        core = self._tokenizer._tokenizer
+        lengths = accumulate(len(stream.step(core, token) or "") for token in ids)
+        offsets = [min(length, len(text)) for length in lengths]
+        ended = any(string in text for string in stop)
+        if not ended:
+            ids, offsets = [*ids, self.stop_ids[0]], [*offsets, len(text)]
+        return Completion(tuple(ids), (0.0,) * len(ids), text, tuple(offsets), "stop" if ended else "eos")
 
     def count_tokens(self, text: str) -> int:
         """Tokens in ``text``."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ovd_gym.agents.base import Conversation, Turn
 from ovd_gym.llm.base import Completion
 from ovd_gym.records import Message
+
+if TYPE_CHECKING:
+    from ovd_gym.agents.chat import Chat
 
 __all__ = ["Policy", "ScriptedAgent"]
 
@@ -17,38 +21,63 @@ Policy = Callable[[Sequence[Message]], str]
 class ScriptedAgent:
     """An :class:`~ovd_gym.agents.base.Agent` that says what ``policy`` says.
 
-    Its token ids are UTF-8 bytes and its log-probabilities 0: it is certain of every one of them.
+    Its log-probabilities are 0: it is certain of every token.
+
+    Args:
+        policy: the function.
+        chat: a student's layout; with it the episodes are demonstrations in that student's own tokens. Without it
+            the ids are UTF-8 bytes.
 
     >>> agent = ScriptedAgent(lambda messages: "answer: 42")
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, chat: Chat | None = None) -> None:
         self.policy = policy
+        self.chat = chat
 
     def open(
         self, openings: Sequence[Sequence[Message]], seeds: Sequence[int], stop: Sequence[str], greedy: bool = False
     ) -> Conversation:
-        """See :class:`~ovd_gym.agents.base.Agent`; seeds, stop strings and greediness change nothing here."""
-        return _Conversation(self.policy, openings)
+        """See :class:`~ovd_gym.agents.base.Agent`; seeds and greediness change nothing here."""
+        return _Conversation(self.policy, self.chat or _Bytes(), openings, tuple(stop))
 
 
 class _Conversation:
-    def __init__(self, policy: Policy, openings: Sequence[Sequence[Message]]) -> None:
+    def __init__(
+        self, policy: Policy, chat: Chat | _Bytes, openings: Sequence[Sequence[Message]], stop: tuple[str, ...]
+    ) -> None:
         self._policy = policy
+        self._chat = chat
+        self._stop = stop
         self._histories = [list(messages) for messages in openings]
+        self._last: dict[int, Completion] = {}
 
     def begin(self) -> dict[int, Turn]:
-        prompts = ("\n".join(message.content for message in history) for history in self._histories)
-        return {row: self._turn(row, prompt + "\n") for row, prompt in enumerate(prompts)}
+        return {row: self._turn(row, self._chat.opening(messages)) for row, messages in enumerate(self._histories)}
 
     def reply(self, observations: Mapping[int, str]) -> dict[int, Turn]:
         for row, text in observations.items():
             self._histories[row].append(Message(role="tool", content=text))
-        return {row: self._turn(row, text + "\n") for row, text in observations.items()}
+        fed = {row: self._chat.observation(text, self._last[row]) for row, text in observations.items()}
+        return {row: self._turn(row, ids) for row, ids in fed.items()}
 
-    def _turn(self, row: int, fed: str) -> Turn:
+    def _turn(self, row: int, fed: list[int]) -> Turn:
         text = self._policy(self._histories[row])
         self._histories[row].append(Message(role="assistant", content=text))
-        ids = tuple(text.encode())
-        offsets = tuple(len(text.encode()[: i + 1].decode(errors="ignore")) for i in range(len(ids)))
-        return Turn(tuple(fed.encode()), Completion(ids, (0.0,) * len(ids), text, offsets, "eos"))
+        self._last[row] = self._chat.spoken(text, self._stop)
+        return Turn(tuple(fed), self._last[row])
+
+
+class _Bytes:
+    """A layout without a tokenizer: UTF-8 bytes, one message a line."""
+
+    def opening(self, messages: Sequence[Message]) -> list[int]:
+        return list("".join(f"{message.content}\n" for message in messages).encode())
+
+    def observation(self, text: str, after: Completion) -> list[int]:
+        return list(f"{text}\n".encode())
+
+    def spoken(self, text: str, stop: Sequence[str]) -> Completion:
+        data = text.encode()
+        offsets = tuple(len(data[: i + 1].decode(errors="ignore")) for i in range(len(data)))
+        return Completion(tuple(data), (0.0,) * len(data), text, offsets, "stop")

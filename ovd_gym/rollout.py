@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any, cast
 
 import gymnasium as gym
@@ -11,13 +13,31 @@ import numpy as np
 
 from ovd_gym.agents.base import Agent, Conversation, Turn
 from ovd_gym.envs.base import ToolEnv
-from ovd_gym.errors import InfrastructureError
+from ovd_gym.errors import ConfigError, InfrastructureError
 from ovd_gym.llm.base import Completion
 from ovd_gym.records import Step, Task, ToolCall, Trajectory
 
-__all__ = ["Env", "episode_seed", "rollout", "step_spans"]
+__all__ = ["LOCK_STEP", "Env", "Schedule", "episode_seed", "rollout", "step_spans"]
 
 Env = gym.Env[str, str]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the episodes of one rollout wait for each other; tools of different episodes always run side by side."""
+
+    ready_share: float = 1.0
+    """Share of the unfinished episodes that must be ready before the agent speaks to them. 1: lock-step, and the same
+    numbers every time. Near 0: nobody waits for a slow tool, but what is batched together then depends on timing, and
+    with it the last bits of the log-probabilities."""
+    tool_threads: int = 32
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.ready_share <= 1.0 or self.tool_threads < 1:
+            raise ConfigError(f"ready_share must be in [0, 1] and tool_threads at least 1, got {self}")
+
+
+LOCK_STEP = Schedule()
 
 
 def rollout(
@@ -30,9 +50,10 @@ def rollout(
     label: str = "rollout",
     policy_version: int = 0,
     greedy: bool = False,
+    schedule: Schedule = LOCK_STEP,
     on_turn: Callable[[int, int], None] = lambda done, tokens: None,
 ) -> list[Trajectory]:
-    """One episode per task and group member, all turns in step.
+    """One episode per task and group member.
 
     Args:
         tasks: the questions; each is asked ``group_size`` times.
@@ -40,7 +61,8 @@ def rollout(
         seed: entropy of this call; every episode's own seed is derived from it and the episode's index.
         label: prefix of trajectory and group ids, unique in a run.
         policy_version: recorded with each trajectory.
-        on_turn: called after every turn with the number of finished episodes and of sampled tokens so far.
+        schedule: how episodes wait for each other.
+        on_turn: called whenever a turn ends, with the number of finished episodes and of sampled tokens so far.
 
     Returns:
         The trajectories in task order, group after group. An episode whose environment broke is there too, with
@@ -58,7 +80,7 @@ def rollout(
     conversation = agent.open(
         [episode.env.opening() for episode in episodes], [e.seed for e in episodes], formats.pop(), greedy
     )
-    _play(episodes, conversation, on_turn)
+    _play(episodes, conversation, on_turn, schedule)
     return [episode.trajectory(policy_version) for episode in episodes]
 
 
@@ -86,14 +108,31 @@ def step_spans(text: str, offsets: Sequence[int], ends: Sequence[int]) -> list[t
     return [*spans, (text[char:], token, len(offsets))]
 
 
-def _play(episodes: list[_Episode], conversation: Conversation, on_turn: Callable[[int, int], None]) -> None:
-    turns = conversation.begin()
-    while True:
-        observations = {row: text for row, turn in turns.items() if (text := episodes[row].take(turn)) is not None}
-        on_turn(sum(e.status is not None for e in episodes), sum(e.num_sampled for e in episodes))
-        if not observations:
-            return
-        turns = conversation.reply(observations)
+def _play(
+    episodes: list[_Episode],
+    conversation: Conversation,
+    on_turn: Callable[[int, int], None],
+    schedule: Schedule,
+) -> None:
+    running: dict[Future[str | None], int] = {}
+    ready: dict[int, str] = {}
+    pool = ThreadPoolExecutor(schedule.tool_threads, thread_name_prefix="tools")
+    try:
+        turns = conversation.begin()
+        while True:
+            running |= {pool.submit(episodes[row].take, turn): row for row, turn in turns.items()}
+            while running and (not ready or len(ready) < schedule.ready_share * (len(running) + len(ready))):
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    row, observation = running.pop(future), future.result()
+                    if observation is not None:
+                        ready[row] = observation
+                on_turn(sum(e.status is not None for e in episodes), sum(e.num_sampled for e in episodes))
+            if not ready:
+                return
+            turns, ready = conversation.reply(dict(sorted(ready.items()))), {}
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Episode:

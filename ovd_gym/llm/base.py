@@ -51,8 +51,8 @@ class Session(Protocol):
     def generate(self, feeds: Mapping[int, Sequence[int]]) -> dict[int, Completion]:
         """Append ``feeds[row]`` to each row and sample a completion for it.
 
-        Rows are ``0 .. len(seeds) - 1``. The first call has to feed every row its prompt; afterwards a row that
-        is left out is closed for good.
+        Rows are ``0 .. len(seeds) - 1``. The first call has to feed every row its prompt; afterwards any of them may
+        be fed, and the others wait. A row without room for its feed and one more token is closed.
         """
 
 

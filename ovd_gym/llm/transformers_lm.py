@@ -72,16 +72,17 @@ class TransformersSession:
         return {row: turn.completion() for row, turn in turns.items()}
 
     def _admit(self, feeds: Mapping[int, Sequence[int]]) -> list[int]:
-        """Close the rows that are left out; return those with room for the feed and at least one new token."""
+        """The rows with room for their feed and at least one new token; the others are closed."""
         if self._cache is None:
             self._held = dict.fromkeys(range(len(self._rngs)), 0)
             if feeds.keys() != self._held.keys():
                 raise ValueError(f"the first call has to feed all {len(self._rngs)} rows")
         if closed := feeds.keys() - self._held.keys():
             raise ValueError(f"rows {sorted(closed)} are closed")
-        held = {row: self._held[row] + len(ids) for row, ids in feeds.items()}
-        self._held = {row: total for row, total in held.items() if total < self._lm.max_context}
-        return sorted(self._held)
+        held = {row: self._held.pop(row) + len(ids) for row, ids in feeds.items()}
+        admitted = {row: total for row, total in held.items() if total < self._lm.max_context}
+        self._held |= admitted
+        return sorted(admitted)
 
     def _run(self, rows: list[int], feeds: Mapping[int, Sequence[int]], turns: Mapping[int, _Turn]) -> None:
         if self._cache is None:
