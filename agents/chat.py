@@ -7,6 +7,7 @@ no page or tool result can smuggle in a chat-template mark.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
@@ -20,6 +21,8 @@ from ovd_gym.config import PlainTemplate
 from ovd_gym.errors import ConfigError
 from ovd_gym.llm.base import Completion
 from ovd_gym.records import Message
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Chat", "PlainChat", "TemplateChat"]
 
@@ -102,12 +105,12 @@ class TemplateChat(Chat):
         super().__init__(tokenizer)
         if not tokenizer.chat_template:
             raise ConfigError("the model has no chat template; set student.chat to 'plain'")
-        self._role = "tool" if "tool" in str(tokenizer.chat_template) else "user"
-        self._merge_system = not self._renders([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
-        self._between, self._after = self._pieces()
+        system = {"role": "system", "content": "\x02s\x03"}
+        self._merge_system = not self._renders([system, {"role": "user", "content": "\x02u\x03"}])
+        self._between, self._after = self._first_usable_pieces()
         self._between_ids, self._after_ids = self._markup(self._between), self._markup(self._after)
-        first = self._between_ids[0] if self._between_ids else None
-        extra = (first,) if first in tokenizer.all_special_ids else ()
+        specials = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        extra = [i for i in self._between_ids[:1] if i in specials]
         self.stop_ids = tuple(dict.fromkeys((*extra, *_end_ids(tokenizer))))
 
     def opening(self, messages: Sequence[Message]) -> list[int]:  # noqa: D102
@@ -128,7 +131,16 @@ class TemplateChat(Chat):
         closed = after.reason == "eos" and self._between_ids[:1] == [after.ids[-1]]
         return [*self._between_ids[1 if closed else 0 :], *self._content(text), *self._after_ids]
 
-    def _pieces(self) -> tuple[str, str]:
+    def _first_usable_pieces(self) -> tuple[str, str]:
+        """Pieces with observations in the role "tool" if the template takes them as they are, else as "user"."""
+        if "tool" in str(self._tokenizer.chat_template):
+            try:
+                return self._pieces("tool")
+            except ConfigError:
+                log.debug("the chat template has no plain tool role; observations are written as the user's")
+        return self._pieces("user")
+
+    def _pieces(self, role: str) -> tuple[str, str]:
         """The template's text between the student's turn and an observation, and after it."""
         opening: list[dict[str, str]] = [{"role": "user", "content": "\x02q\x03"}]
         prompt = self._render(opening, True)
@@ -137,7 +149,7 @@ class TemplateChat(Chat):
             history = [
                 *history,
                 {"role": "assistant", "content": f"\x02a{turn}\x03"},
-                {"role": self._role, "content": f"\x02o{turn}\x03"},
+                {"role": role, "content": f"\x02o{turn}\x03"},
             ]
             rendered = self._render(history, True)
             start = f"{text}\x02a{turn}\x03"
@@ -151,14 +163,19 @@ class TemplateChat(Chat):
         return pieces.pop()
 
     def _render(self, messages: Sequence[dict[str, str]], generate: bool) -> str:
-        text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generate)
+        try:
+            text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generate)
+        except jinja2.TemplateError as error:  # templates refuse a role or an order by raising
+            raise ConfigError(
+                f"the chat template refuses the conversation: {error}; set student.chat to 'plain'"
+            ) from None
         assert isinstance(text, str)
         return text
 
     def _renders(self, messages: Sequence[dict[str, str]]) -> bool:
         try:
             return messages[0]["content"] in self._render(messages, True)
-        except jinja2.TemplateError:  # templates refuse a role by raising
+        except ConfigError:
             return False
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
@@ -148,13 +148,7 @@ class ToolEnv(gym.Env[str, str]):
         task = self._choose_task(dict(options or {}))
         if not self.observation_space.contains(task.question):
             raise DataError(f"task {task.id!r}: its question is not a text of at most {MAX_TEXT} characters")
-        self._task = task
-        self._rng_state = cast("dict[str, JsonValue]", self.np_random.bit_generator.state)
-        self._actions: list[str] = []
-        self._observations: list[str] = []
-        self._over = False
-        self._tokens = sum(self.count_tokens(message.content) for message in self.opening())
-        self.start_episode(task)
+        self._begin(task)
         info = {
             "task_id": task.id,
             "messages": [message.model_dump() for message in self.opening()],
@@ -166,7 +160,8 @@ class ToolEnv(gym.Env[str, str]):
         """Carry out the call in ``action``.
 
         Returns:
-            observation: the tool's result or an error message; reserved markers in it are escaped.
+            observation: the tool's result, in the action format's wrapping, or an error message; reserved markers in
+                it are escaped.
             reward: the grade of the answer on the final step, else 0.
             terminated: the student answered.
             truncated: turns or tokens ran out before it did; never together with ``terminated``.
@@ -175,8 +170,10 @@ class ToolEnv(gym.Env[str, str]):
         """
         if self._over or self._task is None:
             raise EpisodeOver("the episode is over: call reset() before step()")
-        call, observation, error, answer = self._act(action)
-        observation = self._fit(escape_markers(observation))
+        call, result, error, answer, failed = self._act(action)
+        observation = self._fit(escape_markers(result))
+        if not failed:
+            observation = self.action_format.observation(observation)
         self._actions.append(action)
         self._observations.append(observation)
         self._tokens += self.count_tokens(action) + self.count_tokens(observation)
@@ -235,9 +232,9 @@ class ToolEnv(gym.Env[str, str]):
 
         Raises :class:`ReplayMismatch` when a tool answers differently than it did.
         """
-        observation, _ = self.reset(options={"task": snapshot.task})
         self.np_random.bit_generator.state = snapshot.rng_state
-        self._rng_state = snapshot.rng_state
+        self._begin(snapshot.task)
+        observation = snapshot.task.question
         for turn, (action, recorded) in enumerate(zip(snapshot.actions, snapshot.observations, strict=True)):
             observation = self.step(action)[0]
             if observation != recorded:
@@ -245,6 +242,15 @@ class ToolEnv(gym.Env[str, str]):
         return observation
 
     # Internals ------------------------------------------------------------------------------------------
+
+    def _begin(self, task: Task) -> None:
+        self._task = task
+        self._rng_state = cast("dict[str, JsonValue]", self.np_random.bit_generator.state)
+        self._actions: list[str] = []
+        self._observations: list[str] = []
+        self._over = False
+        self._tokens = sum(self.count_tokens(message.content) for message in self.opening())
+        self.start_episode(task)
 
     def _choose_task(self, options: dict[str, Any]) -> Task:
         if extra := options.keys() - {"task", "task_index"} or (options.keys() if len(options) > 1 else set()):
@@ -260,20 +266,19 @@ class ToolEnv(gym.Env[str, str]):
             raise ConfigError(f"option 'task_index' must be in 0..{len(self.tasks) - 1}, got {index!r}")
         return self.tasks[int(index)]
 
-    def _act(self, action: str) -> tuple[ToolCall | None, str, str | None, str | None]:
-        """(call, observation, error, answer) of one action."""
+    def _act(self, action: str) -> _Outcome:
         if not self.action_space.contains(action):
             what = f"{len(action)} characters" if isinstance(action, str) else type(action).__name__
-            return None, *_refused(f"an action is a text of at most {MAX_TEXT} characters, got {what}")
+            return _refused(f"an action is a text of at most {MAX_TEXT} characters, got {what}")
         call = None
         try:
             call = self.action_format.parse(action, self.tools)
             result = self._toolbox.run(call)
         except InvalidCall as error:
-            return None, *_refused(str(error))
+            return _refused(str(error))
         except ToolError as error:
-            return call, f"Error: {error}", None, None
-        return call, result, None, result if self._toolbox.is_final(call) else None
+            return _Outcome(call, f"Error: {error}", failed=True)
+        return _Outcome(call, result, answer=result if self._toolbox.is_final(call) else None)
 
     def _grade(self, answer: str) -> float:
         reward = float(self.grade(self.task, answer))
@@ -293,5 +298,16 @@ class ToolEnv(gym.Env[str, str]):
         return f"{text[: self.max_observation_chars]}\n[cut: {len(text) - self.max_observation_chars} more characters]"
 
 
-def _refused(message: str) -> tuple[str, str, None]:
-    return f"Error: {message}", message, None
+class _Outcome(NamedTuple):
+    """What came of one action."""
+
+    call: ToolCall | None
+    observation: str
+    error: str | None = None
+    answer: str | None = None
+    failed: bool = False
+    """Whether the observation is an error message: the environment's own words, not a tool's."""
+
+
+def _refused(message: str) -> _Outcome:
+    return _Outcome(None, f"Error: {message}", message, failed=True)

@@ -16,6 +16,7 @@ __all__ = ["Toolbox", "tool"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "_ovd_gym_tool_final"
+_STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # {"text": 42} is as good an answer as {"text": "42"}
 
 
 @overload
@@ -64,7 +65,7 @@ class _Tool:
                 hints[parameter.name],
                 Field(default, description=texts.get(parameter.name)),
             )
-        self._arguments: type[BaseModel] = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+        self._arguments: type[BaseModel] = create_model(name, __config__=_STRICT, **fields)
         self._bound = bound
         text = "\n\n".join(filter(None, (doc.short_description, doc.long_description)))
         self.spec = ToolSpec(name=name, description=text, parameters=_schema(self._arguments), final=final)

@@ -63,10 +63,14 @@ class Batch:
 
 
 def pack(trajectories: Sequence[Trajectory], credits: Sequence[Credit]) -> Batch:
-    """One row per credit, in order. Raises :class:`TrainingStopped` when no token was sampled at all."""
+    """One row per credit whose trajectory holds sampled tokens, in order.
+
+    Raises :class:`TrainingStopped` when no token was sampled at all.
+    """
     by_id = {trajectory.id: trajectory for trajectory in trajectories}
+    credits = [credit for credit in credits if by_id[credit.trajectory_id].steps]
     rows = [by_id[credit.trajectory_id] for credit in credits]
-    if not any(row.num_sampled for row in rows):
+    if not rows:
         raise TrainingStopped(f"no sampled token in {len(trajectories)} trajectories: there is nothing to train on")
     width = max(len(row.token_ids) for row in rows)
     token_ids = torch.zeros(len(rows), width, dtype=torch.long)

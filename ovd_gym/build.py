@@ -69,6 +69,7 @@ def build(config: TrainConfig, teacher: Teacher | None = None) -> Parts:
     model, tokenizer = load_model(config.student.model, dtype=config.student.dtype, device=config.student.device)
     decoder = Decoder(trainable_model(model, config.learner, config.seed))
     chat = make_chat(tokenizer, config.student.chat, config.student.plain)
+    chat.stop_ids = tuple(dict.fromkeys((*chat.stop_ids, *_end_ids(model))))
     student = Student(
         TransformersLM(decoder, tokenizer, config.student.max_context), chat, config.student.max_turn_tokens
     )
@@ -102,6 +103,12 @@ def _make(name: str, options: Mapping[str, Any]) -> Env:
         raise ConfigError(f"environment {name!r}: {str(error).partition(' was raised from')[0]}") from None
     _tool_env(env)
     return cast(Env, env)
+
+
+def _end_ids(model: Any) -> list[int]:
+    """Tokens with which the model's own generation settings end a turn."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return [ids] if isinstance(ids, int) else list(ids or ())
 
 
 def _tool_env(env: gym.Env[Any, Any]) -> ToolEnv:

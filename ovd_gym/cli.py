@@ -51,6 +51,9 @@ def train(
     if not result.outputs:
         raise typer.Exit(130)
     for row in result.evaluations:
+        if row["accuracy"] is None:
+            console.print(f"accuracy after {row['step']:>3} steps: no episode could be graded", highlight=False)
+            continue
         console.print(
             f"accuracy after {row['step']:>3} steps: {row['accuracy']:.3f} "
             f"[{row['low']:.3f}, {row['high']:.3f}] on {row['episodes']} held-out episodes",

@@ -145,18 +145,36 @@ class TrainConfig(Record):
 
     @model_validator(mode="after")
     def _effective(self) -> Self:
-        given_credit, given_learner = self.credit.model_fields_set, self.learner.model_fields_set
         if self.credit.arm == "score-reward" and self.teacher is None:
             raise ValueError("credit.arm 'score-reward' needs a teacher; set one, or choose arm 'grpo'")
-        if self.credit.arm == "grpo" and (idle := given_credit & {"trajectory_weight", "step_weight"}):
-            raise ValueError(f"credit.{min(idle)} has no effect with credit.arm 'grpo'; remove it")
-        if self.learner.epochs == 1 and (idle := given_learner & {"clip_low", "clip_high"}):
-            raise ValueError(f"learner.{min(idle)} has no effect with learner.epochs 1; remove it or raise epochs")
+        if self.credit.arm == "grpo":
+            _no_effect(self.credit, "credit", {"trajectory_weight", "step_weight"}, "with credit.arm 'grpo'")
+        if self.learner.epochs == 1:
+            _no_effect(self.learner, "learner", {"clip_low", "clip_high"}, "with learner.epochs 1")
+        if self.learner.lora_rank == 0 and self.student.dtype != "float32":
+            raise ValueError(
+                "student.dtype 'bfloat16' with learner.lora_rank 0 would lose most updates to rounding; "
+                "train LoRA adapters, or use float32"
+            )
+        if self.evaluation is not None and self.evaluation.every > self.steps:
+            raise ValueError(f"evaluation.every ({self.evaluation.every}) is beyond the last step ({self.steps})")
+        if self.student.max_context is not None and self.student.max_turn_tokens >= self.student.max_context:
+            raise ValueError(
+                f"student.max_turn_tokens ({self.student.max_turn_tokens}) leaves no room for a prompt in "
+                f"student.max_context ({self.student.max_context})"
+            )
         if self.learner.warmup_steps >= self.steps:
             raise ValueError(f"learner.warmup_steps ({self.learner.warmup_steps}) must be below steps ({self.steps})")
         if self.student.plain is not None and self.student.chat != "plain":
             raise ValueError(f"student.plain has no effect with student.chat {self.student.chat!r}; use 'plain'")
         return self
+
+
+def _no_effect(section: Record, name: str, keys: set[str], why: str) -> None:
+    """Raise ValueError if one of ``keys`` is set to something else than its default, although it has no effect."""
+    for key in sorted(keys):
+        if getattr(section, key) != type(section).model_fields[key].default:
+            raise ValueError(f"{name}.{key} has no effect {why}; remove it")
 
 
 def load_config(source: str | Path | Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -179,7 +197,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals or not all(name.split(".")):
         raise ConfigError(f"setting {text!r}: expected key=value, such as learner.learning_rate=1e-4")
     try:
-        return name, _number(yaml.safe_load(value))
+        return name, yaml.safe_load(value)
     except yaml.YAMLError:
         raise ConfigError(f"setting {text!r}: its value is not valid YAML") from None
 
@@ -193,20 +211,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, got {type(tree).__name__}")
-    numbers: dict[str, Any] = _number(tree)
-    return numbers
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads ``1e-4`` as a string; read it as the number everyone means."""
-    if isinstance(value, dict):
-        return {key: _number(item) for key, item in value.items()}
-    if isinstance(value, str) and "e" in value.lower():
-        try:
-            return float(value) if value.lower().lstrip("+-")[:1].isdigit() else value
-        except ValueError:
-            return value
-    return value
+    return tree
 
 
 def _laid_over(tree: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:

@@ -92,6 +92,8 @@ def min_form(scores: Sequence[float]) -> list[float]:
 def _group_credit(
     members: Sequence[Trajectory], critiques: Sequence[Critique] | None, config: CreditConfig
 ) -> list[Credit]:
+    if len(members) == 1:  # nobody to compare with
+        return [Credit(trajectory_id=m.id, advantages=(0.0,) * len(m.steps)) for m in members]
     returns = [float(m.reward or 0.0) for m in members]
     steps: Mapping[int, Sequence[float]] = {i: [0.0] * len(m.steps) for i, m in enumerate(members)}
     if critiques is not None:

@@ -75,7 +75,7 @@ def summarize(trajectories: Sequence[Trajectory], critiques: Sequence[Critique])
         "score": _mean(c.trajectory.mean for c in critiques),
         "step_score": _mean(score.mean for c in critiques for score in c.steps),
         "invalid_share": _mean(not score.valid for score in scores),
-        "zero_variance_share": _mean(max(g) == min(g) for g in groups.values()),
+        "zero_variance_share": _mean(max(g) == min(g) for g in groups.values() if len(g) > 1),
     }
 
 

@@ -99,7 +99,12 @@ class Learner:
                 if not epoch:
                     old.append(logprobs_N)
             grad_norm = self._step()
-        return {**_merge(tallies), "grad_norm": grad_norm, "learning_rate": rate, "trained_tokens": used.num_trained}
+        return {
+            **_merge(tallies, self.config.epochs),
+            "grad_norm": grad_norm,
+            "learning_rate": rate,
+            "trained_tokens": used.num_trained,
+        }
 
     def logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probabilities [N] of the sampled tokens (row after row) and entropies [N] before each."""
@@ -188,10 +193,10 @@ def _attention(batch: Batch) -> Tensor:
     return (span < batch.lengths_B[:, None]).long()
 
 
-def _merge(tallies: list[Metrics]) -> Metrics:
-    """Token means of the sums, maxima of the maxima, and the sum of the losses."""
+def _merge(tallies: list[Metrics], epochs: int) -> Metrics:
+    """Token means of the sums, maxima of the maxima, and the mean loss of an epoch."""
     tokens = sum(tally["tokens"] for tally in tallies)
-    merged: Metrics = {"loss": sum(tally["loss"] for tally in tallies)}
+    merged: Metrics = {"loss": sum(tally["loss"] for tally in tallies) / epochs}
     for name in tallies[0].keys() - {"tokens", "loss"}:
         values = [tally[name] for tally in tallies]
         merged[name] = max(values) if name in ("weight_max", "logprob_gap") else sum(values) / tokens

@@ -32,7 +32,10 @@ def chunked_logprobs(hidden_ND: Tensor, targets_N: Tensor, head: Head, chunk: in
         logprobs_N with gradient, entropy_N without.
     """
     pieces = [
-        cast("tuple[Tensor, Tensor]", checkpoint(_logprobs, hidden, targets, head, use_reentrant=False))
+        cast(
+            "tuple[Tensor, Tensor]",
+            checkpoint(_logprobs, hidden, targets, head, use_reentrant=False, preserve_rng_state=False),
+        )
         for hidden, targets in zip(torch.split(hidden_ND, chunk), torch.split(targets_N, chunk), strict=True)
     ]
     return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])

@@ -2,7 +2,8 @@
 
 ::
 
-    RUN/config.yaml            everything the run depends on
+    RUN/config.yaml            the whole configuration, defaults included
+        versions.json          of Python and the libraries the numbers depend on
         metrics.jsonl          one line a training step
         evaluations.jsonl      one line an evaluation
         trajectories/          step-00003.jsonl, eval-00003.jsonl: every episode, token by token
@@ -16,9 +17,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,7 +64,8 @@ class Recorder:
         staged.chmod(0o755)
         for name in ("trajectories", "critiques", "checkpoints"):
             (staged / name).mkdir()
-        tree = config.model_dump(mode="json", exclude_unset=True)
+        (staged / "versions.json").write_text(json.dumps(_versions(), indent=2) + "\n", encoding="utf-8")
+        tree = config.model_dump(mode="json")
         (staged / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
         staged.rename(cls.free(path))
         return cls(path, config)
@@ -75,7 +79,7 @@ class Recorder:
 
     def checkpoints(self) -> list[Path]:
         """Checkpoint folders, oldest first."""
-        return sorted((self.path / "checkpoints").glob("step-*"))
+        return sorted((self.path / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
 
     def rewind(self, step: int) -> None:
         """Forget what was written after ``step`` training steps: the run will write it again."""
@@ -89,6 +93,8 @@ class Recorder:
             for file in (self.path / folder).glob("*.jsonl"):
                 if file.stem not in kept:
                     file.unlink()
+        for staged in (self.path / "checkpoints").glob(".step-*"):  # left by a kill in the middle of a save
+            shutil.rmtree(staged)
         self._close_board()
         self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
@@ -127,8 +133,10 @@ class Recorder:
         return [(trajectory, critiques.get(trajectory.id)) for trajectory in trajectories]
 
     def checkpoint(self, learner: Learner, step: int) -> None:
-        """Save the learner after ``step`` training steps and prune older checkpoints."""
-        save_checkpoint(self.path / "checkpoints" / f"step-{step:05d}", learner, step)
+        """Save the learner after ``step`` training steps, unless that has been done, and prune older checkpoints."""
+        path = self.path / "checkpoints" / f"step-{step:05d}"
+        if not path.exists():
+            save_checkpoint(path, learner, step)
         for old in self.checkpoints()[: -self.config.keep_checkpoints]:
             shutil.rmtree(old)
 
@@ -146,7 +154,7 @@ class Recorder:
 
 
 def save_checkpoint(path: Path, learner: Learner, step: int) -> None:
-    """Write trained weights, optimiser state, position and checksums to the folder ``path``, whole or not at all."""
+    """Write weights, optimiser state, position and checksums to the new folder ``path``, whole or not at all."""
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=_made(path.parent)))
     try:
         weights = {name: p.detach().contiguous() for name, p in learner.parameters.items()}
@@ -159,8 +167,7 @@ def save_checkpoint(path: Path, learner: Learner, step: int) -> None:
         save_file(moments, staged / "optimizer.safetensors")
         sums = {file.name: _sha256(file) for file in staged.iterdir()}
         (staged / _STATE).write_text(json.dumps({"step": step, "sha256": sums}), encoding="utf-8")
-        if path.exists():
-            shutil.rmtree(path)
+        staged.chmod(0o755)
         staged.rename(path)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
@@ -184,14 +191,21 @@ def load_checkpoint(path: Path, learner: Learner) -> int:
         step = int(state["step"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(f"{damaged} ({type(error).__name__}: {error}){advice}") from None
-    if weights.keys() != learner.parameters.keys():
-        raise DataError(f"the checkpoint {path} belongs to another model: its weights have other names")
+    shapes = {name: p.shape for name, p in learner.parameters.items()}
+    if {name: weight.shape for name, weight in weights.items()} != shapes:
+        raise DataError(f"the checkpoint {path} belongs to another model: its weights have other names or shapes")
     with torch.no_grad():
         for name, p in learner.parameters.items():
             p.copy_(weights[name])
-            prefix = {key.partition("/")[0] for key in moments if key.partition("/")[2] == name}
-            learner.optimizer.state[p] = {key: moments[f"{key}/{name}"].clone() for key in prefix}
+            mine = {key.partition("/")[0]: value for key, value in moments.items() if key.partition("/")[2] == name}
+            # AdamW counts its steps on the CPU; the moments live with their parameter.
+            learner.optimizer.state[p] = {k: v.clone() if k == "step" else v.to(p.device) for k, v in mine.items()}
     return step
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("ovd-gym", "torch", "transformers", "peft", "gymnasium", "numpy")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in libraries}}
 
 
 def _made(path: Path) -> Path:

@@ -10,6 +10,7 @@ __all__ = ["ENVIRONMENTS", "register_envs"]
 
 ENVIRONMENTS: Mapping[str, str] = {
     "ovd_gym/Math-v0": "ovd_gym.envs.math_qa.env:MathEnv",
+    "ovd_gym/Search-v0": "ovd_gym.envs.web_search.env:SearchEnv",
 }
 """Gymnasium id to ``module:class``."""
 

@@ -77,10 +77,11 @@ def rollout(
     formats = {episode.env.action_format.stop for episode in episodes}
     if len(formats) != 1:
         raise ValueError("the environments of one rollout must share one action format")
-    conversation = agent.open(
-        [episode.env.opening() for episode in episodes], [e.seed for e in episodes], formats.pop(), greedy
-    )
-    _play(episodes, conversation, on_turn, schedule)
+    begun = [episode for episode in episodes if episode.status is None]
+    if begun:
+        openings = [episode.env.opening() for episode in begun]
+        conversation = agent.open(openings, [episode.seed for episode in begun], formats.pop(), greedy)
+        _play(begun, conversation, on_turn, schedule)
     return [episode.trajectory(policy_version) for episode in episodes]
 
 
@@ -153,19 +154,22 @@ class _Episode:
         self._reward: float | None = 0.0
         self._answer: str | None = None
         self._reason = ""
-        env.reset(seed=seed, options={"task": task})
+        try:
+            env.reset(seed=seed, options={"task": task})
+        except InfrastructureError as error:
+            self._fail(error)
 
     def take(self, turn: Turn) -> str | None:
         """Record the agent's turn and act on it; the observation, or None when the episode is over."""
-        start = self._append(turn)
-        if not turn.completion.ids:
+        if not turn.completion.ids:  # no room: nobody has read this turn's observation
             self.status, self._reason = "truncated", "context"
             return None
+        start = self._append(turn)
         try:
             observation, reward, terminated, truncated, info = self._wrapped.step(turn.completion.text)
         except InfrastructureError as error:
             self._record(turn.completion, start, "", {"error": None, "call": None})
-            self.status, self._reward, self._reason = "failed", None, str(error)
+            self._fail(error)
             return None
         self._record(turn.completion, start, observation, info)
         assert self._reward is not None
@@ -191,6 +195,9 @@ class _Episode:
             reason=self._reason,
             policy_version=policy_version,
         )
+
+    def _fail(self, error: InfrastructureError) -> None:
+        self.status, self._reward, self._reason = "failed", None, str(error)
 
     def _append(self, turn: Turn) -> int:
         """Add the turn's ids; where its sampled tokens start."""

@@ -1,7 +1,8 @@
 """The training loop, top to bottom: rollout, critique, credit, update.
 
 Every random draw derives from (seed, training step, episode), so nothing but weights, optimiser state and the step
-has to be kept to continue a run exactly. Departure from the paper (arXiv 2601.21968): arm ``score-reward`` mixes the
+has to be kept to continue a run exactly (a teacher with randomness of its own has to derive it from what it judges).
+Departure from the paper (arXiv 2601.21968): arm ``score-reward`` mixes the
 teacher's scores into the reward instead of filtering trajectories by them.
 """
 
@@ -31,6 +32,9 @@ from ovd_gym.rollout import rollout
 from ovd_gym.teachers.base import Teacher
 
 __all__ = ["RunResult", "task_batch", "train"]
+
+_OBJECT = "object:"
+"""Prefix of ``teacher.name`` in the stored configuration of a run whose teacher was given as an object."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,12 @@ def train(
         if config is not None or laid:
             raise ConfigError("a resumed run keeps its configuration: give resume alone")
         recorder = Recorder.resume(Path(resume))
+        _same_teacher(recorder.config, custom)
         parts = build(recorder.config, custom)
     else:
         tree = config.model_dump(exclude_unset=True) if isinstance(config, TrainConfig) else config
+        if custom is not None:
+            laid["teacher.name"], laid["teacher.options"] = f"{_OBJECT}{custom.name}", {}
         checked = load_config(tree or {}, laid)
         path = Recorder.free(Path(checked.run_dir or time.strftime("runs/%Y%m%d-%H%M%S")))
         parts = build(checked, custom)
@@ -91,12 +98,18 @@ def train(
 
 def task_batch(tasks: Sequence[Task], step: int, count: int, seed: int) -> list[Task]:
     """The tasks of one training step: pass after pass over all of them, each pass in an order of its own."""
-    picked = []
-    for position in range(step * count, (step + 1) * count):
-        epoch, place = divmod(position, len(tasks))
-        order = np.random.default_rng([seed, epoch]).permutation(len(tasks))
-        picked.append(tasks[int(order[place])])
-    return picked
+    positions = [divmod(position, len(tasks)) for position in range(step * count, (step + 1) * count)]
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(len(tasks)) for epoch, _ in set(positions)}
+    return [tasks[int(orders[epoch][place])] for epoch, place in positions]
+
+
+def _same_teacher(config: TrainConfig, given: Teacher | None) -> None:
+    """Raise ConfigError unless the run goes on with the teacher it began with."""
+    name = config.teacher.name if config.teacher else None
+    expected = name.removeprefix(_OBJECT) if name and name.startswith(_OBJECT) else None
+    if expected != (given.name if given else None):
+        wanted = f"the Teacher object {expected!r}: give it again as teacher=" if expected else f"teacher {name!r}"
+        raise ConfigError(f"this run began with {wanted}{'' if expected else ', so give no other'}")
 
 
 def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
@@ -175,7 +188,7 @@ def _checked(trajectories: Sequence[Trajectory], critiques: Sequence[Critique], 
     if row["failed"] == 1.0:
         raise TrainingStopped(f"every episode failed: {trajectories[0].reason}")
     invalid, limit = row["invalid_share"] or 0.0, config.teacher.max_invalid_share if config.teacher else 1.0
-    if invalid > limit:
+    if config.credit.arm != "grpo" and invalid > limit:
         why = next(s for c in critiques for s in (*c.steps, c.trajectory) if not s.valid)
         raise TrainingStopped(
             f"{invalid:.0%} of the teacher's scores are missing, more than teacher.max_invalid_share = {limit:.0%}; "

@@ -90,9 +90,10 @@ class Teacher(ABC):
             cls.name = cls.__name__
 
     def seed(self, seed: int) -> None:  # noqa: B027  (a hook, not a duty)
-        """Make the teacher's own random draws repeatable; a training run calls it once with its seed.
+        """Make the teacher's own random draws repeatable; a training run calls it once, when it starts or resumes.
 
-        A teacher without randomness has nothing to do here.
+        Draws should derive from this seed and the view, not from how many views came before: a resumed run has not
+        seen those. A teacher without randomness has nothing to do here.
         """
 
     @abstractmethod

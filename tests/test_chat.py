@@ -104,3 +104,41 @@ def test_a_template_without_system_role_gets_it_in_the_question(tokenizer: PreTr
 def test_unknown_layout(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ConfigError, match="did you mean 'plain'"):
         make_chat(tokenizer, "plan")
+
+
+LLAMA_3_1_LIKE = (
+    "{{ '<|begin|>' }}{% for m in messages %}"
+    "{% if m.role == 'tool' %}<|start|>ipython<|sep|>{{ m.content | tojson }}<|end|>"
+    "{% else %}<|start|>{{ m.role }}<|sep|>{{ m.content | trim }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant<|sep|>{% endif %}"
+)
+MISTRAL_LIKE = (
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('a tool_call_id is needed') }}"
+    "{% elif m.role == 'assistant' %}{{ m.content }}<|end|>"
+    "{% else %}[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [LLAMA_3_1_LIKE, MISTRAL_LIKE])
+def test_a_tool_role_that_changes_its_text_gives_way_to_the_user_role(
+    tokenizer: PreTrainedTokenizerFast, template: str
+) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, chat_template=template)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|begin|>", "<|start|>", "<|sep|>", "<|end|>"]})
+    chat = make_chat(tokenizer, "auto")
+    assert isinstance(chat, TemplateChat)
+    assert chat.stop_ids[0] == tokenizer.convert_tokens_to_ids("<|end|>")
+    seen = str(tokenizer.decode(chat.observation("4", said(tokenizer, "x"))))
+    assert seen.startswith("<|end|>")
+    assert "tojson" not in seen
+    assert '"4"' not in seen
+
+
+def test_a_template_that_ignores_the_system_message_gets_it_in_the_question(tokenizer: PreTrainedTokenizerFast) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, chat_template=template)
+    text = str(tokenizer.decode(TemplateChat(tokenizer).opening(OPENING)))
+    assert text == "<|im_start|>user:be brief\n\n1 + 1?<|im_end|><|im_start|>assistant:"

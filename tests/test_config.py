@@ -25,22 +25,28 @@ def test_defaults_and_settings() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda file: file.name)
 def test_every_example_is_valid(file: Path) -> None:
     config = load_config(file)
-    assert load_config(config.model_dump(mode="json", exclude_unset=True)) == config
+    assert load_config(config.model_dump(mode="json")) == config
 
 
 def test_a_configuration_survives_its_own_file(tmp_path: Path) -> None:
     config = load_config(MINIMAL, {"learner.learning_rate": 3e-7, "student.model": "träg: [x]"})
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
     assert load_config(path) == config
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("a=1e-4", 1e-4), ("a=1", 1), ("a=x=y", "x=y"), ("a=", None), ("a=[1, 2]", [1, 2]), ("a=enable", "enable")],
+    [("a=0.5", 0.5), ("a=1", 1), ("a=x=y", "x=y"), ("a=", None), ("a=[1, 2]", [1, 2]), ("a=enable", "enable")],
 )
 def test_settings_are_yaml(text: str, value: object) -> None:
     assert parse_setting(text) == ("a", value)
+
+
+def test_numbers_in_scientific_notation_are_numbers_where_numbers_belong() -> None:
+    settings = dict(map(parse_setting, ["learner.learning_rate=1e-4", "run_dir=1e-4"]))
+    config = load_config(MINIMAL, settings)
+    assert (config.learner.learning_rate, config.run_dir) == (1e-4, "1e-4")
 
 
 @pytest.mark.parametrize("text", ["a", "=1", "a..b=1", "a=[1"])
@@ -62,6 +68,9 @@ def test_malformed_settings(text: str) -> None:
         ({"teacher": None}, "needs a teacher"),
         ({"credit.arm": "grpo", "credit.step_weight": 0.1}, "credit.step_weight has no effect"),
         ({"learner.clip_high": 0.3}, "learner.clip_high has no effect with learner.epochs 1"),
+        ({"student.dtype": "bfloat16", "learner.lora_rank": 0}, "would lose most updates"),
+        ({"evaluation.every": 200}, "beyond the last step"),
+        ({"student.max_context": 64}, "leaves no room for a prompt"),
         ({"learner.warmup_steps": 100}, "must be below steps"),
         ({"student.plain.few_shot": "x"}, "student.plain has no effect"),
         ({"student.chat": "plain", "student.plain.user": "no placeholder"}, "exactly once"),

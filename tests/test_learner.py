@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from ovd_gym.agents.student import Student, make_chat
 from ovd_gym.batch import Batch, micro_batches, pack
 from ovd_gym.config import LearnerConfig
 from ovd_gym.credit import Credit, CreditConfig, assign_credit
 from ovd_gym.envs.base import ToolEnv
-from ovd_gym.errors import TrainingStopped
+from ovd_gym.errors import ConfigError, TrainingStopped
 from ovd_gym.learner import Learner, learning_rate, trainable_model
 from ovd_gym.llm.decoder import Decoder
 from ovd_gym.llm.transformers_lm import TransformersLM
@@ -191,6 +200,67 @@ def test_merging_adapters_changes_the_cost_and_nothing_else(
     assert not torch.allclose(merged, untrained, atol=1e-3)
     assert all(torch.equal(p, before[n]) for n, p in learner.decoder.model.named_parameters())
     assert torch.equal(learner.logprobs(batch)[0].detach(), trained)
+
+
+def test_a_merge_that_fails_leaves_the_weights(
+    tiny: LlamaForCausalLM, trajectories: list[Trajectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = LearnerConfig(lora_rank=4, learning_rate=1e-2)
+    learner = Learner(Decoder(trainable_model(tiny, config, 0)), config, 10)
+    learner.update(pack(trajectories, credits_of(trajectories, scale=1.0)), 0)
+    before = {n: p.clone() for n, p in learner.decoder.model.named_parameters()}
+    calls = iter(range(100))
+
+    def fail_at_the_fifth(self: Any, adapter: str) -> torch.Tensor:
+        if next(calls) == 4:
+            raise MemoryError
+        return torch.ones(1)
+
+    monkeypatch.setattr("peft.tuners.lora.Linear.get_delta_weight", fail_at_the_fifth)
+    with pytest.raises(MemoryError), learner.decoder.merged():
+        raise AssertionError("unreachable")
+    assert all(torch.equal(p, before[n]) for n, p in learner.decoder.model.named_parameters())
+
+
+def test_bfloat16_with_adapters_samples_what_it_trains(
+    tiny: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, adders: Callable[[int], list[ToolEnv]]
+) -> None:
+    config = LearnerConfig(lora_rank=4, learning_rate=1e-2)
+    decoder = Decoder(trainable_model(tiny.bfloat16(), config, 0))
+    agent = Student(TransformersLM(decoder, tokenizer), make_chat(tokenizer, "plain"), 6)
+    envs = adders(4)
+    learner = Learner(decoder, config, 10)
+    for step in range(2):
+        sampled = rollout(envs[0].tasks[:2], envs, agent, group_size=2, seed=(step,))
+        metrics = learner.update(pack(sampled, credits_of(sampled, scale=1.0)), step)
+        assert metrics["logprob_gap"] < 0.2  # eight bits of mantissa
+
+
+@pytest.mark.parametrize("kind", ["eager", "sliding"])
+def test_other_attention_is_exact_too(
+    tiny_folder: Path, tokenizer: PreTrainedTokenizerFast, adders: Callable[[int], list[ToolEnv]], kind: str
+) -> None:
+    if kind == "eager":
+        model: Any = LlamaForCausalLM.from_pretrained(tiny_folder, attn_implementation="eager")
+    else:
+        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config = MistralConfig(vocab_size=len(tokenizer), num_key_value_heads=2, sliding_window=250, **shape)  # type: ignore[arg-type]
+        model = MistralForCausalLM(config)
+    lm = TransformersLM(Decoder(model), tokenizer)
+    assert lm.max_context == (512 if kind == "eager" else 250)
+    envs = adders(4)
+    sampled = rollout(envs[0].tasks[:2], envs, Student(lm, make_chat(tokenizer, "plain"), 20), group_size=2)
+    batch = pack(sampled, credits_of(sampled))
+    with torch.no_grad():
+        logprobs, _ = Learner(lm.decoder, FULL, 1).logprobs(batch)
+    assert float((logprobs - batch.rollout_logprobs_BT[batch.mask_BT]).abs().max()) < 1e-4
+    assert max(len(t.token_ids) for t in sampled) <= lm.max_context
+
+
+def test_models_that_are_no_plain_decoders_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": len(tokenizer)}
+    with pytest.raises(ConfigError):
+        TransformersLM(Decoder(MambaForCausalLM(MambaConfig(**shape))), tokenizer)  # type: ignore[arg-type]
 
 
 def test_a_bad_gradient_stops_the_run_and_leaves_the_weights(

@@ -21,7 +21,7 @@ from ovd_gym.config import LearnerConfig
 from ovd_gym.credit import CreditConfig, assign_credit
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.envs.math_qa import MathEnv
-from ovd_gym.errors import ConfigError
+from ovd_gym.errors import ConfigError, InfrastructureError
 from ovd_gym.learner import Learner
 from ovd_gym.llm.base import Sampling
 from ovd_gym.llm.decoder import Decoder
@@ -69,7 +69,8 @@ def student(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, kind: s
 
 
 def check_exact(trajectory: Trajectory, turns: Sequence[Turn]) -> None:
-    flow = [i for turn in turns for i in (*turn.fed, *turn.completion.ids)]
+    # A feed for which there was no room was read by nobody.
+    flow = [i for turn in turns if turn.completion.ids for i in (*turn.fed, *turn.completion.ids)]
     sampled = [i for turn in turns for i in turn.completion.ids]
     logprobs = [x for turn in turns for x in turn.completion.logprobs]
     mask = trajectory.mask
@@ -192,6 +193,17 @@ def test_an_outage_fails_the_episode_and_is_no_zero(adders: Adders) -> None:
     assert [t.reward for t in trajectories] == [1.0, 1.0, 1.0, None, 1.0]
     assert (trajectories[3].status, trajectories[3].reason) == ("failed", "the adder is on fire")
     assert len(assign_credit(trajectories, [], CreditConfig(arm="grpo"))) == 4
+
+
+def test_an_outage_at_the_start_fails_that_episode_alone(adders: Adders) -> None:
+    class Down(type(adders(1)[0])):  # type: ignore[misc]
+        def start_episode(self, task: Any) -> None:
+            raise InfrastructureError("the retriever is down")
+
+    envs: list[ToolEnv] = [Down(adders(1)[0].tasks, action_format="line"), *adders(1)]
+    first, second = rollout(envs[0].tasks[:2], envs, ScriptedAgent(adding))
+    assert (first.status, first.reward, first.reason) == ("failed", None, "the retriever is down")
+    assert second.reward == 1.0
 
 
 def test_nobody_waits_for_a_slow_tool(adders: Adders) -> None:

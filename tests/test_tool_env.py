@@ -295,3 +295,41 @@ def test_reset_options(options: dict[str, Any], message: str) -> None:
 def test_constructor_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Toy(TASKS, **options)
+
+
+class Dealer(ToolEnv):
+    """Draws a card at the start of every episode."""
+
+    def start_episode(self, task: Task) -> None:
+        self.card = int(self.np_random.integers(1000))
+
+    @tool
+    def look(self) -> str:
+        """Look at the card, and draw the next."""
+        seen, self.card = self.card, int(self.np_random.integers(1000))
+        return str(seen)
+
+    def grade(self, task: Task, answer: str) -> float:
+        return float(answer == "7")
+
+
+def test_a_snapshot_restores_what_the_start_of_an_episode_drew() -> None:
+    tasks = [Task(id="1", question="Which card?", answers=("7",))]
+    env, other = Dealer(tasks), Dealer(tasks)
+    env.reset(seed=3)
+    call = '<tool_call>{"name": "look"}</tool_call>'
+    for _ in range(3):
+        env.step(call)
+    snapshot = env.snapshot()
+    other.reset(seed=99)
+    other.restore(snapshot)
+    assert other.step(call)[0] == env.step(call)[0]
+
+
+def test_a_number_is_as_good_as_its_text() -> None:
+    env = Dealer([Task(id="1", question="?", answers=("7",))])
+    env.reset(seed=0)
+    observation, reward, terminated, *_ = env.step(
+        '<tool_call>{"name": "answer", "arguments": {"text": 7}}</tool_call>'
+    )
+    assert (observation, reward, terminated) == ("7", 1.0, True)

@@ -143,6 +143,26 @@ def test_resuming_gives_the_uninterrupted_run(finished: RunResult, tmp_path: Pat
     same_run(finished.path, path)
 
 
+def test_resuming_with_another_teacher_is_refused(finished: RunResult, tiny_folder: Path, tmp_path: Path) -> None:
+    before = (finished.path / "metrics.jsonl").read_text()
+    for other in (None, Mute()):
+        with pytest.raises(ConfigError, match="began with the Teacher object 'Brevity': give it again"):
+            train(resume=finished.path, teacher=other, display=quiet())
+    named = train(settings=settings(tiny_folder, tmp_path / "named", steps=2), display=quiet())
+    with pytest.raises(ConfigError, match="began with teacher 'math-rules', so give no other"):
+        train(resume=named.path, teacher=Brevity(), display=quiet())
+    assert (finished.path / "metrics.jsonl").read_text() == before
+
+
+def test_resuming_with_another_shape_of_model_is_refused(finished: RunResult, tmp_path: Path) -> None:
+    path = tmp_path / "reshaped"
+    shutil.copytree(finished.path, path)
+    config = (path / "config.yaml").read_text()
+    (path / "config.yaml").write_text(config.replace("lora_rank: 2", "lora_rank: 3"))
+    with pytest.raises(DataError, match="belongs to another model"):
+        train(teacher=Brevity(), resume=path, display=quiet())
+
+
 def test_resuming_without_any_checkpoint_starts_over(finished: RunResult, tmp_path: Path) -> None:
     path = tmp_path / "early"
     shutil.copytree(finished.path, path)
@@ -178,7 +198,8 @@ def test_a_damaged_checkpoint_is_named(finished: RunResult, tmp_path: Path, dama
 
 def test_full_fine_tuning_exports_a_plain_model(tiny_folder: Path, tmp_path: Path) -> None:
     learner = {"lora_rank": 0, "learning_rate": 1e-3}
-    result = run(tiny_folder, tmp_path / "full", learner=learner, steps=1, checkpoint_every=1)
+    evaluation = {"options": {"task_options": {"size": 4, "seed": 99}}, "episodes": 4}
+    result = run(tiny_folder, tmp_path / "full", learner=learner, steps=1, checkpoint_every=1, evaluation=evaluation)
     model = AutoModelForCausalLM.from_pretrained(result.path / "model")
     start = AutoModelForCausalLM.from_pretrained(tiny_folder)
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))

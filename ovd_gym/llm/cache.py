@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from ovd_gym.llm.decoder import Decoder
+
 __all__ = ["RowCache"]
 
 _GROWTH = 64
@@ -20,26 +22,35 @@ _GROWTH = 64
 class RowCache:
     """Storage ``[B, H, S, D]`` per layer. Row ``b`` holds ``lengths[b]`` tokens in slots ``0 .. lengths[b] - 1``."""
 
-    def __init__(self, num_layers: int, num_rows: int, device: torch.device) -> None:
+    def __init__(self, decoder: Decoder, num_rows: int) -> None:
+        device = decoder.device
+        self._max_position = int(decoder.config.max_position_embeddings) - 1
+        # Eager attention adds the mask to the scores; the fused kernels take it as a boolean.
+        self._mask_dtype = decoder.dtype if decoder.config._attn_implementation == "eager" else torch.bool
         self.lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
-        self._layers = [_RowLayer(self) for _ in range(num_layers)]
+        self._layers = [_RowLayer(self) for _ in range(decoder.config.num_hidden_layers)]
         self._rows = torch.zeros(1, dtype=torch.long, device=device)
         self._slots = torch.zeros(1, 0, dtype=torch.long, device=device)
+        self._end = 0
 
     def plan(self, rows: Sequence[int], width: int) -> dict[str, Any]:
         """Decoder arguments for feeding ``width`` tokens to each of ``rows`` at the end of what it holds.
 
-        Returns ``past_key_values``, ``position_ids`` [b, width] and the boolean ``attention_mask``
-        [b, 1, width, S']: every token sees its row up to itself.
+        Returns ``past_key_values``, ``position_ids`` [b, width] and ``attention_mask`` [b, 1, width, S']: every token
+        sees its row up to itself.
         """
         device = self.lengths.device
         self._rows = torch.tensor(rows, dtype=torch.long, device=device)
         self._slots = self.lengths[self._rows, None] + torch.arange(width, device=device)
-        span = torch.arange(int(self._slots.max()) + 1, device=device)
+        self._end = int(self._slots.max()) + 1
+        visible = torch.arange(self._end, device=device) <= self._slots[:, None, :, None]
+        if self._mask_dtype != torch.bool:
+            lowest = torch.finfo(self._mask_dtype).min
+            visible = torch.zeros_like(visible, dtype=self._mask_dtype).masked_fill(~visible, lowest)
         return {
             "past_key_values": Cache(layers=list(self._layers)),
-            "position_ids": self._slots,
-            "attention_mask": span <= self._slots[:, None, :, None],
+            "position_ids": self._slots.clamp(max=self._max_position),  # padding may lie beyond the last position
+            "attention_mask": visible,
             "use_cache": True,
         }
 
@@ -65,8 +76,8 @@ class _RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers 
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         rows, slots = self._owner._rows, self._owner._slots
-        self._reserve(key_states, int(slots.max()) + 1)
-        end = int(slots.max()) + 1
+        end = self._owner._end
+        self._reserve(key_states, end)
         self.keys[rows[:, None], :, slots] = key_states.transpose(1, 2)
         self.values[rows[:, None], :, slots] = value_states.transpose(1, 2)
         if len(rows) == len(self.keys):  # every row, in order: a view will do

@@ -33,7 +33,10 @@ class Decoder:
         base = cast(Any, model)
         if hasattr(base, "get_base_model"):
             base = base.get_base_model()
-        self.model = model
+        if not hasattr(base, "get_decoder") or not hasattr(base.config, "max_position_embeddings"):
+            raise ConfigError(f"{type(base).__name__} is not a decoder-only transformer: it cannot be a student")
+        self.model = model.eval()
+        self._base: nn.Module = base
         self.config = base.config
         self.head: nn.Module = base.get_output_embeddings()
         self._decoder: nn.Module = base.get_decoder()
@@ -45,15 +48,23 @@ class Decoder:
         return next(self.model.parameters()).device
 
     @property
+    def name(self) -> str:
+        """Class of the language model."""
+        return type(self._base).__name__
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the head computes in."""
+        return next(self.head.parameters()).dtype
+
+    @property
     def max_positions(self) -> int:
         """Longest sequence, in tokens, that position encoding and attention are exact for.
 
-        Models with sliding-window layers are used within one window.
+        Models with sliding-window or chunked attention are used within one window.
         """
-        limit = int(self.config.max_position_embeddings)
-        if "sliding_attention" in (getattr(self.config, "layer_types", None) or ()):
-            limit = min(limit, int(self.config.sliding_window))
-        return limit
+        windows = [getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        return min([int(self.config.max_position_embeddings), *(int(size) for size in windows if size)])
 
     def hidden(self, input_ids_BT: Tensor, **kwargs: Any) -> Tensor:
         """[B, T, D] last hidden states; ``kwargs`` are the transformers decoder's own."""
@@ -65,16 +76,20 @@ class Decoder:
         """Within it, LoRA adapters are folded into the weights: sampling costs what it costs without adapters.
 
         Takes a second copy of the adapted weights for as long; the weights themselves come back bit for bit
-        (adding and subtracting the adapters would leave rounding errors behind).
+        (adding and subtracting the adapters would leave rounding errors behind). In less than float32 nothing is
+        folded: rounding would swallow what the adapters have learned.
         """
         layers: list[Any] = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
         bases: list[Any] = [layer.get_base_layer() for layer in layers]
+        if any(base.weight.dtype != torch.float32 for base in bases):
+            yield
+            return
         originals = [base.weight.data for base in bases]
-        with torch.no_grad():
-            for layer, base in zip(layers, bases, strict=True):
-                delta = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
-                base.weight.data = base.weight.data + delta
         try:
+            with torch.no_grad():
+                for layer, base in zip(layers, bases, strict=True):
+                    delta = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+                    base.weight.data = base.weight.data + delta
             with cast(Any, self.model).disable_adapter() if layers else nullcontext():
                 yield
         finally:
@@ -85,7 +100,8 @@ class Decoder:
     def _check(self, base: Any) -> None:
         ids = torch.arange(4, device=self.device)[None]
         expected = base(input_ids=ids, use_cache=False).logits
-        if not torch.allclose(self.head(self.hidden(ids, use_cache=False)), expected, atol=1e-3, rtol=1e-3):
+        tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
+        if not torch.allclose(self.head(self.hidden(ids, use_cache=False)), expected, atol=tolerance, rtol=tolerance):
             raise ConfigError(
                 f"{type(base).__name__} transforms its logits after the head (scaling or soft-capping); "
                 "such models are not supported yet"

@@ -15,7 +15,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ovd_gym.errors import ConfigError
+from ovd_gym.errors import ConfigError, TrainingStopped
 from ovd_gym.llm.base import Completion, Sampling
 from ovd_gym.llm.cache import RowCache
 from ovd_gym.llm.decoder import Decoder
@@ -38,6 +38,7 @@ class TransformersLM:
         self.decoder = decoder
         self.tokenizer = tokenizer
         self.max_context = max_context or decoder.max_positions
+        _check_cache(decoder)
 
     def open(self, seeds: Sequence[int], sampling: Sampling) -> TransformersSession:
         """See :class:`~ovd_gym.llm.base.LanguageModel`."""
@@ -94,6 +95,8 @@ class TransformersSession:
         while True:
             uniforms = [self._rngs[row].random() for row in active]
             tokens, logprobs = sample_tokens(self._lm.decoder.head(hidden_BD), uniforms, self._sampling.greedy)
+            if not bool(torch.isfinite(logprobs).all()):
+                raise TrainingStopped("the model gives log-probabilities that are not finite: its weights are broken")
             for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
                 turns[row].add(token, logprob, self._lm.max_context - self._held[row])
                 self._held[row] += 1
@@ -108,12 +111,13 @@ class TransformersSession:
         distinct = list(dict.fromkeys(prompts))
         shared = min(common_prefix(distinct), min(map(len, distinct)) - 1)
         decoder = self._lm.decoder
-        cache = RowCache(decoder.config.num_hidden_layers, 1 if shared else len(distinct), decoder.device)
+        cache = RowCache(decoder, 1 if shared else len(distinct))
         if shared:
             _feed(decoder, cache, [0], [distinct[0][:shared]])
             cache.expand([0] * len(distinct))
         hidden_UD = _feed(decoder, cache, range(len(distinct)), [prompt[shared:] for prompt in distinct])
-        sources = [distinct.index(prompt) for prompt in prompts]
+        place = {prompt: i for i, prompt in enumerate(distinct)}
+        sources = [place[prompt] for prompt in prompts]
         cache.expand(sources)
         return cache, hidden_UD[sources]
 
@@ -123,6 +127,16 @@ class TransformersSession:
 
 def _feed(decoder: Decoder, cache: RowCache, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> Tensor:
     """Append ``ids[i]`` to cache row ``slots[i]``; the [b, D] hidden states of each row's last token."""
+    if len(ids) < len(cache.lengths) <= 2 * len(ids) and all(len(row) == 1 for row in ids):
+        # One dummy token for the few rows that wait costs less than copying the cache of the others.
+        given = dict(zip(slots, ids, strict=True))
+        every = range(len(cache.lengths))
+        return _feed_padded(decoder, cache, every, [given.get(slot, ()) for slot in every])[list(slots)]
+    return _feed_padded(decoder, cache, slots, ids)
+
+
+def _feed_padded(decoder: Decoder, cache: RowCache, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> Tensor:
+    """As :func:`_feed`; an empty row is computed on padding and left as it was."""
     counts = torch.tensor([len(row) for row in ids], device=decoder.device)
     width = int(counts.max())
     padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=decoder.device)
@@ -165,6 +179,26 @@ class _Turn:
 
     def _end(self, reason: Literal["stop", "eos", "length"]) -> None:
         self._reason, self.open = reason, False
+
+
+@torch.no_grad()
+def _check_cache(decoder: Decoder) -> None:
+    """Feed two rows over two turns through the cache and compare with plain forward passes.
+
+    Raises ConfigError for a model whose attention is not what the cache assumes (state-space and hybrid models, an
+    attention kernel without masks): its samples would be silently wrong.
+    """
+    rows = [[1, 2, 3, 4, 5], [1, 2, 3]]
+    try:
+        cache = RowCache(decoder, 2)
+        _feed(decoder, cache, [0, 1], [rows[0][:2], rows[1][:1]])
+        cached = _feed(decoder, cache, [0, 1], [rows[0][2:], rows[1][1:]])
+        plain = [decoder.hidden(torch.tensor([row], device=decoder.device), use_cache=False)[0, -1] for row in rows]
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+        raise ConfigError(f"{decoder.name} cannot be sampled with a row-wise cache: {error}") from error
+    tolerance = 1e-3 if decoder.dtype == torch.float32 else 0.1
+    if not torch.allclose(cached, torch.stack(plain), atol=tolerance, rtol=tolerance):
+        raise ConfigError(f"{decoder.name} attends in a way the row-wise cache does not support")
 
 
 def sample_tokens(logits_BV: Tensor, uniforms: Sequence[float], greedy: bool = False) -> tuple[Tensor, Tensor]:
