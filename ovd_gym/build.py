@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import gymnasium as gym
 from transformers import PreTrainedTokenizerBase
 
+from ovd_gym.agents.base import Agent
+from ovd_gym.agents.scripted import Policy, ScriptedAgent
 from ovd_gym.agents.student import Student, make_chat
-from ovd_gym.config import EnvConfig, TrainConfig
+from ovd_gym.config import DemonstratorConfig, EnvConfig, TrainConfig
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.errors import ConfigError, unknown
 from ovd_gym.learner import Learner, trainable_model
@@ -33,6 +36,7 @@ class Parts:
     student: Student
     learner: Learner
     teacher: Teacher | None
+    demonstrator: Agent | None
     tokenizer: PreTrainedTokenizerBase
     envs: Sequence[Env]
     """``tasks_per_step * group_size`` instances."""
@@ -76,7 +80,8 @@ def build(config: TrainConfig, teacher: Teacher | None = None) -> Parts:
     for env in (*envs, *held_out_envs):
         _tool_env(env).count_tokens = chat.count_tokens
     learner = Learner(decoder, config.learner, config.steps)
-    return Parts(student, learner, teacher, tokenizer, envs, tasks, held_out_envs, held_out_tasks)
+    demonstrator = ScriptedAgent(_policy(config.demonstrator, tasks), chat) if config.demonstrator else None
+    return Parts(student, learner, teacher, demonstrator, tokenizer, envs, tasks, held_out_envs, held_out_tasks)
 
 
 def make_envs(config: EnvConfig, count: int, options: Mapping[str, Any] | None = None) -> list[Env]:
@@ -103,6 +108,21 @@ def _make(name: str, options: Mapping[str, Any]) -> Env:
         raise ConfigError(f"environment {name!r}: {str(error).partition(' was raised from')[0]}") from None
     _tool_env(env)
     return cast(Env, env)
+
+
+def _policy(config: DemonstratorConfig, tasks: Sequence[Task]) -> Policy:
+    """The demonstrator's policy for ``tasks``."""
+    module, _, name = config.policy.partition(":")
+    try:
+        factory = getattr(import_module(module), name)
+        policy: Policy = factory(tasks, **config.options)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"demonstrator.policy {config.policy!r}: {error}; expected 'package.module:function'"
+        ) from None
+    except TypeError as error:
+        raise ConfigError(f"demonstrator.options: {error}") from None
+    return policy
 
 
 def _end_ids(model: Any) -> list[int]:

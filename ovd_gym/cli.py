@@ -34,19 +34,31 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
+Config = Annotated[Path | None, typer.Argument(help="A YAML configuration.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value, laid over the file.")]
+Resume = Annotated[Path | None, typer.Option(help="Continue this run folder.")]
+
+
 @app.command(epilog="Example: ovd-gym train examples/demo.yaml --set steps=5 --set learner.learning_rate=1e-4")
-def train(
-    config: Annotated[Path | None, typer.Argument(help="A YAML configuration.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, laid over the file.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue this run folder.")] = None,
-) -> None:
+def train(config: Config = None, settings: Settings = None, resume: Resume = None) -> None:
     """Train a student and write a run folder."""
+    _train(config, settings or [], resume)
+
+
+@app.command(epilog="Example: ovd-gym sft warm_start.yaml --set steps=200")
+def sft(config: Config = None, settings: Settings = None, resume: Resume = None) -> None:
+    """Warm-start a student on its demonstrator's episodes: `train` with arm `imitation`."""
+    arm = [] if resume else ["credit.arm=imitation", "rollout.group_size=1"]
+    _train(config, [*arm, *(settings or [])], resume)
+
+
+def _train(config: Path | None, settings: list[str], resume: Path | None) -> None:
     from ovd_gym.config import parse_setting
     from ovd_gym.training import train as run
 
     if (config is None) == (resume is None):
         raise ConfigError("give either a configuration file or --resume RUN")
-    result = run(config, settings=dict(map(parse_setting, settings or [])), resume=resume)
+    result = run(config, settings=dict(map(parse_setting, settings)), resume=resume)
     console = Console()
     if not result.outputs:
         raise typer.Exit(130)

@@ -17,6 +17,7 @@ from ovd_gym.errors import ConfigError, unknown
 from ovd_gym.records import Record
 
 __all__ = [
+    "DemonstratorConfig",
     "EnvConfig",
     "EvaluationConfig",
     "LearnerConfig",
@@ -84,11 +85,19 @@ class TeacherConfig(Record):
     """Training stops when a larger share of a step's scores is missing."""
 
 
+class DemonstratorConfig(Record):
+    """Who shows how it is done: a policy that plays the training tasks (arm ``imitation``)."""
+
+    policy: str
+    """``package.module:function``, called as ``function(tasks, **options)``; returns a policy for a ScriptedAgent."""
+    options: dict[str, JsonValue] = {}
+
+
 class RolloutConfig(Record):
     """How much is sampled per step."""
 
     tasks_per_step: Annotated[int, Field(ge=1)] = 8
-    group_size: Annotated[int, Field(ge=2)] = 8
+    group_size: Annotated[int, Field(ge=1)] = 8
     """Episodes per task; advantages compare them."""
 
 
@@ -132,6 +141,7 @@ class TrainConfig(Record):
     env: EnvConfig = EnvConfig()
     student: StudentConfig
     teacher: TeacherConfig | None = TeacherConfig()
+    demonstrator: DemonstratorConfig | None = None
     credit: CreditConfig = CreditConfig()
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
@@ -147,6 +157,18 @@ class TrainConfig(Record):
     def _effective(self) -> Self:
         if self.credit.arm == "score-reward" and self.teacher is None:
             raise ValueError("credit.arm 'score-reward' needs a teacher; set one, or choose arm 'grpo'")
+        imitation = self.credit.arm == "imitation"
+        if imitation != (self.demonstrator is not None):
+            raise ValueError("a demonstrator belongs to credit.arm 'imitation', and that arm needs one")
+        if imitation != (self.rollout.group_size == 1):
+            raise ValueError(
+                f"rollout.group_size is {self.rollout.group_size}: arm 'imitation' takes 1 (a demonstration is the "
+                "same every time), the other arms at least 2 (they compare)"
+            )
+        if imitation:
+            keys = {"trajectory_weight", "step_weight", "normalize", "clip"}
+            _no_effect(self.credit, "credit", keys, "with credit.arm 'imitation'")
+            _no_effect(self.learner, "learner", {"kl_weight", "epochs"}, "with credit.arm 'imitation'")
         if self.credit.arm == "grpo":
             _no_effect(self.credit, "credit", {"trajectory_weight", "step_weight"}, "with credit.arm 'grpo'")
         if self.learner.epochs == 1:

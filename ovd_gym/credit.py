@@ -23,13 +23,15 @@ from ovd_gym.records import Critique, Record, Trajectory
 
 __all__ = ["Arm", "Credit", "CreditConfig", "assign_credit", "min_form"]
 
-Arm = Literal["grpo", "score-reward"]
+Arm = Literal["grpo", "score-reward", "imitation"]
 
 
 class CreditConfig(Record):
     """Which signal trains the student, and how much of it."""
 
     arm: Arm = "score-reward"
+    """``grpo``: the environment's reward alone. ``score-reward``: the teacher's scores as well. ``imitation``: no
+    reinforcement; the demonstrator's right episodes are imitated, to warm-start a student."""
     trajectory_weight: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
     """lambda, the share of the trajectory score in the return; below 0.5, every right answer stays above every wrong
     one when the environment's reward is 0 or 1. Arm ``score-reward``."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -31,6 +31,8 @@ from ovd_gym.losses import chunked_logprobs, clipped_policy_loss, k3, mismatch_w
 __all__ = ["Learner", "learning_rate", "trainable_model"]
 
 Metrics = dict[str, float]
+Loss = Callable[[Batch, Tensor | None, int], tuple[Tensor, Tensor, Metrics]]
+"""From (micro-batch, earlier log-probabilities, N) to (loss, log-probabilities, sums for the metrics)."""
 
 
 def trainable_model(model: nn.Module, config: LearnerConfig, seed: int) -> nn.Module:
@@ -81,19 +83,29 @@ class Learner:
         Raises:
             TrainingStopped: when a gradient is not finite; the weights are as before the call's failing step.
         """
-        total = batch.num_trained
         used = batch if self.config.kl_weight > 0 else batch.informative()
+        if used is None:
+            return {"trained_tokens": 0.0, "learning_rate": learning_rate(self.config, step, self.total_steps)}
+        return self._train(used, step, batch.num_trained, self._policy_loss)
+
+    def imitate(self, batch: Batch, step: int) -> Metrics:
+        """Supervised fine-tuning: lower the mean negative log-likelihood of the batch's trained tokens.
+
+        Takes demonstrations; advantages and rollout log-probabilities are not read. Metrics are ``nll`` (nats per
+        token), ``loss, trained_entropy, grad_norm, learning_rate, trained_tokens``. Raises as :meth:`update`.
+        """
+        return self._train(batch, step, batch.num_trained, self._likelihood_loss)
+
+    def _train(self, batch: Batch, step: int, total: int, loss_of: Loss) -> Metrics:
         rate = learning_rate(self.config, step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if used is None:
-            return {"trained_tokens": 0.0, "learning_rate": rate}
-        pieces = list(micro_batches(used.to(self.decoder.device), self.config.micro_batch_tokens))
+        pieces = list(micro_batches(batch.to(self.decoder.device), self.config.micro_batch_tokens))
         old: list[Tensor] = []
         tallies: list[Metrics] = []
         for epoch in range(self.config.epochs):
             for i, piece in enumerate(pieces):
-                loss, logprobs_N, tally = self._loss(piece, old[i] if epoch else None, total)
+                loss, logprobs_N, tally = loss_of(piece, old[i] if epoch else None, total)
                 loss.backward()  # type: ignore[no-untyped-call]
                 tallies.append(tally)
                 if not epoch:
@@ -103,7 +115,7 @@ class Learner:
             **_merge(tallies, self.config.epochs),
             "grad_norm": grad_norm,
             "learning_rate": rate,
-            "trained_tokens": used.num_trained,
+            "trained_tokens": float(batch.num_trained),
         }
 
     def logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -111,7 +123,7 @@ class Learner:
         hidden_ND, targets_N = _predicting(self.decoder, batch)
         return chunked_logprobs(hidden_ND, targets_N, self.decoder.head, self.config.logit_chunk)
 
-    def _loss(self, batch: Batch, old_N: Tensor | None, total: int) -> tuple[Tensor, Tensor, Metrics]:
+    def _policy_loss(self, batch: Batch, old_N: Tensor | None, total: int) -> tuple[Tensor, Tensor, Metrics]:
         config, mask = self.config, batch.mask_BT
         advantages_N, rollout_N = batch.advantages_BT[mask], batch.rollout_logprobs_BT[mask]
         logprobs_N, entropy_N = self.logprobs(batch)
@@ -141,6 +153,17 @@ class Learner:
             tally["kl"] = float(kl_N.detach().sum())
         loss = loss_N.sum() / total
         return loss, current_N, {**tally, "loss": float(loss.detach())}
+
+    def _likelihood_loss(self, batch: Batch, old_N: Tensor | None, total: int) -> tuple[Tensor, Tensor, Metrics]:
+        logprobs_N, entropy_N = self.logprobs(batch)
+        loss = -logprobs_N.sum() / total
+        tally = {
+            "tokens": float(len(logprobs_N)),
+            "nll": -float(logprobs_N.detach().sum()),
+            "trained_entropy": float(entropy_N.sum()),
+            "loss": float(loss.detach()),
+        }
+        return loss, logprobs_N.detach(), tally
 
     @contextmanager
     def _reference(self) -> Iterator[Decoder]:

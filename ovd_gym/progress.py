@@ -11,7 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 __all__ = ["Display"]
 
-_COLUMNS = (("reward", "reward"), ("em", "EM"), ("score", "score"), ("entropy", "entropy"), ("tokens_per_s", "tok/s"))
+_COLUMNS = {
+    "nll": "nll",
+    "reward": "reward",
+    "em": "EM",
+    "score": "score",
+    "entropy": "entropy",
+    "tokens_per_s": "tok/s",
+}
 
 
 class Display:
@@ -52,7 +59,7 @@ class Display:
     def step(self, row: Mapping[str, Any]) -> None:
         """One training step is done."""
         self._progress.update(self._task, completed=row["step"])
-        cells = [f"{label} {row[key]:.2f}" for key, label in _COLUMNS if row.get(key) is not None]
+        cells = [f"{label} {row[key]:.2f}" for key, label in _COLUMNS.items() if row.get(key) is not None]
         self.say(f"step {row['step']:>4}  " + "  ".join(cells) + f"  [dim]{row['seconds']:.1f} s[/dim]")
 
     def evaluation(self, row: Mapping[str, Any]) -> None:

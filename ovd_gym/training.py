@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ovd_gym.batch import pack
+from ovd_gym.batch import Batch, pack
 from ovd_gym.build import Parts, build
 from ovd_gym.config import TrainConfig, load_config
-from ovd_gym.credit import assign_credit
+from ovd_gym.credit import Credit, assign_credit
 from ovd_gym.errors import ConfigError, TrainingStopped
 from ovd_gym.evaluate import evaluate, summarize
 from ovd_gym.progress import Display
@@ -31,7 +31,7 @@ from ovd_gym.report.run import write_report
 from ovd_gym.rollout import rollout
 from ovd_gym.teachers.base import Teacher
 
-__all__ = ["RunResult", "task_batch", "train"]
+__all__ = ["RunResult", "demonstrations", "task_batch", "train"]
 
 _OBJECT = "object:"
 """Prefix of ``teacher.name`` in the stored configuration of a run whose teacher was given as an object."""
@@ -103,6 +103,14 @@ def task_batch(tasks: Sequence[Task], step: int, count: int, seed: int) -> list[
     return [tasks[int(orders[epoch][place])] for epoch, place in positions]
 
 
+def demonstrations(trajectories: Sequence[Trajectory]) -> Batch:
+    """The right ones among ``trajectories``, each step with weight 1. Raises TrainingStopped if none is right."""
+    right = [t for t in trajectories if t.reward == 1.0]
+    if not right:
+        raise TrainingStopped(f"none of {len(trajectories)} demonstrations is right: look at the demonstrator")
+    return pack(right, [Credit(trajectory_id=t.id, advantages=(1.0,) * len(t.steps)) for t in right])
+
+
 def _same_teacher(config: TrainConfig, given: Teacher | None) -> None:
     """Raise ConfigError unless the run goes on with the teacher it began with."""
     name = config.teacher.name if config.teacher else None
@@ -114,6 +122,7 @@ def _same_teacher(config: TrainConfig, given: Teacher | None) -> None:
 
 def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
     config, learner, teacher = recorder.config, parts.learner, parts.teacher
+    actor = parts.demonstrator or parts.student
     saved = recorder.checkpoints()
     done = load_checkpoint(saved[-1], learner) if saved else 0
     recorder.rewind(done)
@@ -134,15 +143,18 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
                 began, phase = time.monotonic(), "rollout"
                 tasks = task_batch(parts.tasks, done, config.rollout.tasks_per_step, config.seed)
                 trajectories = rollout(
-                    tasks, parts.envs, parts.student, group_size=config.rollout.group_size, seed=(config.seed, 1, done),
+                    tasks, parts.envs, actor, group_size=config.rollout.group_size, seed=(config.seed, 1, done),
                     label=f"step-{done + 1:05d}", policy_version=done, on_turn=on_turn,
                 )  # fmt: skip
                 rolled = time.monotonic() - began
                 display.phase("critique and update")
                 critiques = teacher.critique(trajectories) if teacher else []
                 row = _checked(trajectories, critiques, config)
-                credits = assign_credit(trajectories, critiques, config.credit)
-                row |= learner.update(pack(trajectories, credits), done)
+                if config.credit.arm == "imitation":
+                    row |= learner.imitate(demonstrations(trajectories), done)
+                else:
+                    credits = assign_credit(trajectories, critiques, config.credit)
+                    row |= learner.update(pack(trajectories, credits), done)
                 done += 1
                 sampled = sum(t.num_sampled for t in trajectories)
                 # The mean of -logprob over sampled tokens is an unbiased estimate of the entropy they were drawn with.
@@ -188,7 +200,7 @@ def _checked(trajectories: Sequence[Trajectory], critiques: Sequence[Critique], 
     if row["failed"] == 1.0:
         raise TrainingStopped(f"every episode failed: {trajectories[0].reason}")
     invalid, limit = row["invalid_share"] or 0.0, config.teacher.max_invalid_share if config.teacher else 1.0
-    if config.credit.arm != "grpo" and invalid > limit:
+    if config.credit.arm == "score-reward" and invalid > limit:
         why = next(s for c in critiques for s in (*c.steps, c.trajectory) if not s.valid)
         raise TrainingStopped(
             f"{invalid:.0%} of the teacher's scores are missing, more than teacher.max_invalid_share = {limit:.0%}; "

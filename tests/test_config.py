@@ -75,6 +75,9 @@ def test_malformed_settings(text: str) -> None:
         ({"student.plain.few_shot": "x"}, "student.plain has no effect"),
         ({"student.chat": "plain", "student.plain.user": "no placeholder"}, "exactly once"),
         ({"rollout.group_size": 1}, "rollout.group_size"),
+        ({"demonstrator.policy": "m:f"}, "belongs to credit.arm 'imitation'"),
+        ({"credit.arm": "imitation"}, "that arm needs one"),
+        ({"credit.arm": "imitation", "demonstrator.policy": "m:f"}, "group_size is 8: arm 'imitation' takes 1"),
         ({"learner.learning_rate": float("nan")}, "learner.learning_rate"),
     ],
 )

@@ -19,7 +19,7 @@ PLUGINS = ("envs", "agents", "teachers")
 
 LAYERS = (
     # Top to bottom: a module imports from its own layer and from those below it, never from above.
-    {"__main__", "cli"},
+    {"__main__", "cli", "cli_search"},
     {"training"},
     {"build", "evaluate"},
     {"rollout", "learner", "recorder", "wrappers", "registry", "report", "progress"},
@@ -27,7 +27,7 @@ LAYERS = (
     {"llm", "actions", "sanitize", "statistics", "arithmetic"},
     {"records", "errors"},
 )
-PLUGIN_USERS = {"", "__main__", "cli", "training", "build", "evaluate", "rollout", "wrappers", "registry"}
+PLUGIN_USERS = {"", "__main__", "cli", "cli_search", "training", "build", "evaluate", "rollout", "wrappers", "registry"}
 """The core modules ("" is the package itself) that may import from the plug-ins; all others are handed objects."""
 
 PLUGIN_IMPORTS = {

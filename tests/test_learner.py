@@ -119,7 +119,7 @@ def test_accumulation_equals_one_pass(tiny: LlamaForCausalLM, trajectories: list
     for budget in (1, 10_000):
         learner = Learner(Decoder(tiny.requires_grad_(True)), FULL.model_copy(update={"micro_batch_tokens": budget}), 1)
         for piece in micro_batches(batch, budget):
-            learner._loss(piece, None, batch.num_trained)[0].backward()
+            learner._policy_loss(piece, None, batch.num_trained)[0].backward()
         losses.append([p.grad.clone() for p in tiny.parameters() if p.grad is not None])
         tiny.zero_grad()
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*losses, strict=True))
@@ -135,8 +135,8 @@ def test_zero_advantage_rows_are_skipped_without_changing_the_loss(
     informative = batch.informative()
     assert informative is not None
     assert len(informative) == len(batch) - 1
-    with_all = learner._loss(batch, None, batch.num_trained)[0]
-    without = learner._loss(informative, None, batch.num_trained)[0]
+    with_all = learner._policy_loss(batch, None, batch.num_trained)[0]
+    without = learner._policy_loss(informative, None, batch.num_trained)[0]
     assert float(with_all.detach()) == pytest.approx(float(without.detach()), abs=1e-7)
 
 

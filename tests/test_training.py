@@ -205,6 +205,41 @@ def test_full_fine_tuning_exports_a_plain_model(tiny_folder: Path, tmp_path: Pat
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
 
 
+def adds(tasks: list[Task]) -> Any:
+    """A demonstrator that calculates and answers."""
+    answers = {task.question: task.answers[0] for task in tasks}
+    return lambda messages: f"answer: {answers[messages[1].content]}\n"
+
+
+def blunders(tasks: list[Task]) -> Any:
+    return lambda messages: "answer: wrong\n"
+
+
+def imitation(model: Path, run_dir: Path, policy: str, **more: Any) -> RunResult:
+    laid = settings(model, run_dir, **{"learner.learning_rate": 0.02, "teacher": None, **more})
+    laid |= {"rollout": {"tasks_per_step": 4, "group_size": 1}, "credit": {"arm": "imitation"}}
+    return train(settings={**laid, "demonstrator.policy": f"{__name__}:{policy}"}, display=quiet())
+
+
+def test_imitation_learns_the_demonstrators_tokens_and_resumes(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[adds.__module__])
+    whole = imitation(tiny_folder, tmp_path / "whole", "adds")
+    rows = numbers(whole.path / "metrics.jsonl")
+    assert [row["em"] for row in rows] == [1.0] * 4
+    assert rows[3]["nll"] < rows[0]["nll"] - 0.5
+    assert all(row["trained_tokens"] > 0 for row in rows)
+    shutil.copytree(whole.path, tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-00004")
+    train(resume=tmp_path / "resumed", display=quiet())
+    same_run(whole.path, tmp_path / "resumed")
+    with pytest.raises(TrainingStopped, match="none of 4 demonstrations is right"):
+        imitation(tiny_folder, tmp_path / "wrong", "blunders")
+    with pytest.raises(ConfigError, match=r"expected 'package\.module:function'"):
+        imitation(tiny_folder, tmp_path / "none", "nobody")
+
+
 def test_a_mute_teacher_stops_the_run_with_its_reason(tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingStopped, match=r"100% of the teacher's scores are missing.*out of order"):
         run(tiny_folder, tmp_path / "mute", Mute())
