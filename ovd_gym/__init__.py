@@ -6,6 +6,7 @@ first use.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,8 @@ __all__ = [
     "train",
 ]
 
+# Before torch is loaded: spinning threads make small matrix products many times slower beside any other process.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 register_envs()
 
 

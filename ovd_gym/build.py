@@ -16,7 +16,7 @@ from ovd_gym.agents.scripted import Policy, ScriptedAgent
 from ovd_gym.agents.student import Student, make_chat
 from ovd_gym.config import DemonstratorConfig, EnvConfig, TrainConfig
 from ovd_gym.envs.base import ToolEnv
-from ovd_gym.errors import ConfigError, unknown
+from ovd_gym.errors import ConfigError, OvdGymError, unknown
 from ovd_gym.learner import Learner, trainable_model
 from ovd_gym.llm.decoder import Decoder
 from ovd_gym.llm.models import load_model
@@ -99,13 +99,13 @@ def make_envs(config: EnvConfig, count: int, options: Mapping[str, Any] | None =
 def _make(name: str, options: Mapping[str, Any]) -> Env:
     try:
         env = gym.make(name, disable_env_checker=True, **options)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"environment {name!r}: {error}") from None
+    except OvdGymError:
+        raise
     except gym.error.Error as error:
         known = [spec for spec in gym.registry if spec.startswith("ovd_gym/")]
-        raise ConfigError(f"{unknown('environment', name, known)} ({' '.join(str(error).split())})") from None
-    except TypeError as error:
-        raise ConfigError(f"environment {name!r}: {str(error).partition(' was raised from')[0]}") from None
+        raise ConfigError(f"{unknown('environment', name, known)} ({_line(error)})") from None
+    except Exception as error:  # a plug-in may raise anything while it is made; it becomes one line
+        raise ConfigError(f"environment {name!r} cannot be made: {type(error).__name__}: {_line(error)}") from error
     _tool_env(env)
     return cast(Env, env)
 
@@ -129,6 +129,11 @@ def _end_ids(model: Any) -> list[int]:
     """Tokens with which the model's own generation settings end a turn."""
     ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return [ids] if isinstance(ids, int) else list(ids or ())
+
+
+def _line(error: Exception) -> str:
+    """The message in one line, without the arguments that Gymnasium appends."""
+    return " ".join(str(error).partition(" was raised from")[0].split())
 
 
 def _tool_env(env: gym.Env[Any, Any]) -> ToolEnv:

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 an error explained in one line, 2 bad usage, 130 stopped b
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -78,7 +77,6 @@ def _train(config: Path | None, settings: list[str], resume: Path | None) -> Non
 
 def main() -> None:
     """Entry point: known errors become one line on standard error."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         app()

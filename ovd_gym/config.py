@@ -224,9 +224,19 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ConfigError(f"setting {text!r}: its value is not valid YAML") from None
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key given twice: which of the two was meant?"""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.YAMLError(f"{node.start_mark}: {min(map(str, twice))!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -53,22 +53,25 @@ class Display:
         self._progress.update(self._task, phase=text)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        """A line that stays, as it is."""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def step(self, row: Mapping[str, Any]) -> None:
         """One training step is done."""
         self._progress.update(self._task, completed=row["step"])
         cells = [f"{label} {row[key]:.2f}" for key, label in _COLUMNS.items() if row.get(key) is not None]
-        self.say(f"step {row['step']:>4}  " + "  ".join(cells) + f"  [dim]{row['seconds']:.1f} s[/dim]")
+        self._styled(f"step {row['step']:>4}  " + "  ".join(cells) + f"  [dim]{row['seconds']:.1f} s[/dim]")
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """One evaluation is done."""
         if row["accuracy"] is None:
-            self.say(f"[bold]held out after {row['step']} steps: no episode could be graded[/bold]")
+            self._styled(f"[bold]held out after {row['step']} steps: no episode could be graded[/bold]")
             return
         score = "" if row["score"] is None else f", teacher's score {row['score']:.2f}"
-        self.say(
+        self._styled(
             f"[bold]held out after {row['step']} steps: accuracy {row['accuracy']:.2f} "
             f"(95 % interval {row['low']:.2f}-{row['high']:.2f}, {row['episodes']} episodes{score})[/bold]"
         )
+
+    def _styled(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)

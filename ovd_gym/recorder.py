@@ -20,7 +20,8 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from ovd_gym.config import TrainConfig, load_config
-from ovd_gym.errors import ConfigError, DataError
+from ovd_gym.errors import ConfigError, DataError, TrainingStopped
 from ovd_gym.learner import Learner
 from ovd_gym.records import Critique, Trajectory, load_jsonl, save_jsonl
 
@@ -55,6 +56,9 @@ class Recorder:
         """``path``, if a run can be written there. Raises :class:`ConfigError` if it exists: nothing is overwritten."""
         if path.exists():
             raise ConfigError(f"{path} exists already: continue it with --resume {path}, or choose another run_dir")
+        home = next(parent for parent in path.absolute().parents if parent.exists())
+        if not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
+            raise ConfigError(f"cannot write the run to {path}: {home} is not a folder that can be written to")
         return path
 
     @classmethod
@@ -113,13 +117,14 @@ class Recorder:
 
         The row is written last: a step that has one is complete.
         """
-        for folder, records in (("trajectories", trajectories), ("critiques", critiques)):
-            file = self._episodes(folder, kind, row["step"])
-            file.unlink(missing_ok=True)
-            save_jsonl(file, records)
-        name = "metrics.jsonl" if kind == "step" else "evaluations.jsonl"
-        with (self.path / name).open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(row) + "\n")
+        with _writing(self.path):
+            for folder, records in (("trajectories", trajectories), ("critiques", critiques)):
+                file = self._episodes(folder, kind, row["step"])
+                file.unlink(missing_ok=True)
+                save_jsonl(file, records)
+            name = "metrics.jsonl" if kind == "step" else "evaluations.jsonl"
+            with (self.path / name).open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(row) + "\n")
         if self._board is None:
             self._board = SummaryWriter(str(self.path / "tensorboard"))
         for key, value in row.items():
@@ -136,7 +141,8 @@ class Recorder:
         """Save the learner after ``step`` training steps, unless that has been done, and prune older checkpoints."""
         path = self.path / "checkpoints" / f"step-{step:05d}"
         if not path.exists():
-            save_checkpoint(path, learner, step)
+            with _writing(self.path):
+                save_checkpoint(path, learner, step)
         for old in self.checkpoints()[: -self.config.keep_checkpoints]:
             shutil.rmtree(old)
 
@@ -180,7 +186,7 @@ def load_checkpoint(path: Path, learner: Learner) -> int:
     Raises :class:`DataError` for a damaged or foreign checkpoint; the learner is then unchanged.
     """
     damaged = f"the checkpoint {path} is damaged"
-    advice = "; delete it to resume from the one before"
+    advice = "; delete it to resume from the one before, or from the start"
     try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
         for name, expected in state["sha256"].items():
@@ -203,6 +209,17 @@ def load_checkpoint(path: Path, learner: Learner) -> int:
     return step
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn a full or vanished disk into one line that says how to go on."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise TrainingStopped(
+            f"cannot write to {path} ({error}): make room and continue with --resume {path}"
+        ) from error
+
+
 def _versions() -> dict[str, str]:
     libraries = ("ovd-gym", "torch", "transformers", "peft", "gymnasium", "numpy")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in libraries}}
@@ -217,8 +234,14 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """Complete lines of a JSON-lines file; a last line cut short by a crash is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if line.endswith("\n"):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise DataError(f"{path}:{number}: not JSON ({error}): the file is damaged") from None
+    return rows
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -188,6 +188,8 @@ class Score(Record):
     @classmethod
     def of(cls, value: float, rationale: str = "") -> Score:
         """A valid score without a distribution; a fractional value is kept as ``mean``, rounded as ``value``."""
+        if not 0 <= value <= 9:
+            raise ValueError(f"a score lies in 0..9, got {value}")
         return cls(value=int(value + 0.5), mean=float(value), rationale=rationale)
 
     @classmethod

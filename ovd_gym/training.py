@@ -126,7 +126,7 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
     saved = recorder.checkpoints()
     done = load_checkpoint(saved[-1], learner) if saved else 0
     recorder.rewind(done)
-    with display, _interruptible() as interrupted:
+    with display, _interruptible(display) as interrupted:
 
         def on_turn(finished: int, tokens: int) -> None:
             display.phase(f"{phase}: {finished} episodes done, {tokens} tokens")
@@ -210,7 +210,7 @@ def _checked(trajectories: Sequence[Trajectory], critiques: Sequence[Critique], 
 
 
 @contextmanager
-def _interruptible() -> Iterator[Any]:
+def _interruptible(display: Display) -> Iterator[Any]:
     """Within it the first Ctrl-C only raises a flag; the second interrupts at once, and nothing more is saved."""
     flag: list[int] = []
 
@@ -218,6 +218,7 @@ def _interruptible() -> Iterator[Any]:
         if flag:
             raise KeyboardInterrupt
         flag.append(number)
+        display.say("stopping at the end of this turn; Ctrl-C again stops at once, without saving this step")
 
     try:
         before = signal.signal(signal.SIGINT, note)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
-from ovd_gym.errors import ConfigError, unknown
+from ovd_gym.errors import ConfigError, OvdGymError, unknown
 from ovd_gym.teachers.base import Teacher
 
 __all__ = ["BUILT_IN", "ENTRY_POINTS", "make_teacher"]
@@ -17,6 +17,7 @@ ENTRY_POINTS = "ovd_gym.teachers"
 """Group of entry points under which another package offers a teacher: ``name = "package.module:ClassName"``."""
 BUILT_IN = {
     "math-rules": "ovd_gym.teachers.rules:MathRules",
+    "search-rules": "ovd_gym.teachers.search_rules:SearchRules",
     "digits": "ovd_gym.teachers.digits:DigitTeacher",
 }
 
@@ -46,13 +47,15 @@ def make_teacher(spec: str | Teacher | Mapping[str, Any], **options: Any) -> Tea
         return make_teacher(name, **rest | options)
     factory = _find(spec)
     _check_options(spec, factory, options)
-    teacher = factory(**options)
-    if not isinstance(teacher, Teacher):
-        raise ConfigError(f"teacher {spec!r} made a {type(teacher).__name__}: expected a subclass of Teacher")
-    return teacher
+    try:
+        return factory(**options)
+    except OvdGymError:
+        raise
+    except Exception as error:  # a plug-in may raise anything while it is made; it becomes one line
+        raise ConfigError(f"teacher {spec!r} cannot be made: {type(error).__name__}: {error}") from error
 
 
-def _find(spec: str) -> Callable[..., Any]:
+def _find(spec: str) -> type[Teacher]:
     if spec in BUILT_IN:
         return _import(spec, BUILT_IN[spec])
     found = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
@@ -63,18 +66,22 @@ def _find(spec: str) -> Callable[..., Any]:
     raise ConfigError(unknown("teacher", spec, {*BUILT_IN, *found}) + ", or 'package.module:ClassName'")
 
 
-def _import(spec: str, path: str) -> Callable[..., Any]:
+def _import(spec: str, path: str) -> type[Teacher]:
+    """The class at ``path``; only a Teacher is ever called, whatever a configuration file may name."""
     module, _, attribute = path.partition(":")
     try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"cannot import teacher {spec!r} from {path!r}: {error}") from error
-    if not callable(factory):
-        raise ConfigError(f"teacher {spec!r}: {path!r} is a {type(factory).__name__}, expected a class")
-    return factory  # type: ignore[no-any-return]
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # importing a plug-in runs its code; what it raises becomes one line
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"cannot import teacher {spec!r} from {path!r}: {problem}") from error
+    if not (isinstance(found, type) and issubclass(found, Teacher)):
+        raise ConfigError(f"teacher {spec!r}: {path!r} is no subclass of ovd_gym.Teacher")
+    if found.__abstractmethods__:
+        raise ConfigError(f"teacher {spec!r} lacks {', '.join(sorted(found.__abstractmethods__))}()")
+    return found
 
 
-def _check_options(spec: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def _check_options(spec: str, factory: type[Teacher], options: Mapping[str, Any]) -> None:
     signature = inspect.signature(factory)
     parameters = signature.parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):

@@ -102,6 +102,13 @@ def test_bad_files(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("student: {model: a}\nsteps: 3\nsteps: 4\n")
+    with pytest.raises(ConfigError, match="'steps' is given twice"):
+        load_config(path)
+
+
 def test_a_configuration_file_can_execute_nothing(tmp_path: Path) -> None:
     path = tmp_path / "evil.yaml"
     path.write_text(f"student: !!python/object/apply:os.mkdir [{str(tmp_path / 'made')!r}]")

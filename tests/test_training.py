@@ -19,6 +19,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from ovd_gym import recorder, records
 from ovd_gym.config import load_config
 from ovd_gym.errors import ConfigError, DataError, OvdGymError, TrainingStopped
 from ovd_gym.progress import Display
@@ -39,6 +40,15 @@ class Mute(Teacher):
 
     def score(self, view: View) -> Score:
         raise RuntimeError("out of order")
+
+
+class Loud(Brevity):
+    def __init__(self) -> None:
+        raise RuntimeError("too loud")
+
+
+class Idle(Teacher):
+    """Forgot its one method."""
 
 
 def settings(model: Path, run_dir: Path, **more: Any) -> dict[str, Any]:
@@ -260,6 +270,8 @@ def test_a_mute_teacher_allowed_to_be_mute_is_grpo(tiny_folder: Path, tmp_path: 
         ({"env.id": "ovd_gym/Maths-v0"}, "did you mean 'ovd_gym/Math-v0'"),
         ({"env.id": "CartPole-v1", "env.options": {}, "evaluation": None}, "is not an ovd_gym"),
         ({"env.options": {"max_turn": 2}}, "max_turn"),
+        ({"env.options": {"max_turns": "many"}}, "max_turns must be a whole number"),
+        ({"env.id": "no_such_module:World-v0"}, "no_such_module"),
         ({"env.options": {"tasks": "missing.jsonl"}}, "missing.jsonl"),
         ({"student.model": "no/such-folder/at-all"}, "no/such-folder/at-all"),
         ({"student.chat": "template", "student.max_context": 1_000_000}, "max_context"),
@@ -277,7 +289,55 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("os:system", "no subclass"),
+        ("test_training:Loud", "RuntimeError: too loud"),
+        ("test_training:Idle", "lacks score"),
+    ],
+)
+def test_a_teacher_that_cannot_be_made_is_one_line(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "test_training", sys.modules[Loud.__module__])
+    laid = settings(tiny_folder, tmp_path / "run")
+    with pytest.raises(ConfigError) as caught:
+        train(settings={**laid, "teacher.name": name}, display=quiet())
+    assert message in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_stops_the_run_with_advice_and_it_goes_on(
+    finished: RunResult, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = records.save_jsonl
+
+    def full(path: Path, rows: Any) -> None:
+        if path.name == "step-00003.jsonl":
+            raise OSError(28, "No space left on device")
+        real(path, rows)
+
+    monkeypatch.setattr(recorder, "save_jsonl", full)
+    with pytest.raises(TrainingStopped, match=r"No space left on device.*continue with --resume"):
+        run(tiny_folder, tmp_path / "full")
+    monkeypatch.undo()
+    train(teacher=Brevity(), resume=tmp_path / "full", display=quiet())
+    same_run(finished.path, tmp_path / "full")
+
+
+def test_a_damaged_metrics_file_is_named(finished: RunResult, tmp_path: Path) -> None:
+    path = tmp_path / "damaged"
+    shutil.copytree(finished.path, path)
+    rows = (path / "metrics.jsonl").read_text()
+    (path / "metrics.jsonl").write_text("{nonsense\n" + rows)
+    with pytest.raises(DataError, match=r"metrics.jsonl:1: not JSON"):
+        train(teacher=Brevity(), resume=path, display=quiet())
+
+
 def test_nothing_is_overwritten(finished: RunResult, tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot write the run"):
+        run(tiny_folder, Path("/dev/null/run"))
     with pytest.raises(ConfigError, match="exists already"):
         run(tiny_folder, finished.path)
     with pytest.raises(ConfigError, match="not a run folder"):

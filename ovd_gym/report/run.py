@@ -36,4 +36,7 @@ def write_report(recorder: Recorder) -> list[Path]:
 
 def _section(recorder: Recorder, kind: Kind, step: int) -> Section:
     label = f"Held out, after {step} steps" if kind == "eval" else f"Training step {step}"
-    return label, recorder.episodes(kind, step)[:_EPISODES]
+    episodes = recorder.episodes(kind, step)
+    if len(episodes) > _EPISODES:
+        label += f" (the first {_EPISODES} of {len(episodes)} episodes)"
+    return label, episodes[:_EPISODES]
