@@ -17,7 +17,16 @@ from pydantic import JsonValue
 from ovd_gym.actions import ActionFormat, get_format
 from ovd_gym.envs.spaces import UnicodeText
 from ovd_gym.envs.tools import Toolbox, tool
-from ovd_gym.errors import ConfigError, DataError, EpisodeOver, InvalidCall, ReplayMismatch, ToolError
+from ovd_gym.errors import (
+    ConfigError,
+    DataError,
+    EpisodeOver,
+    InfrastructureError,
+    InvalidCall,
+    OvdGymError,
+    ReplayMismatch,
+    ToolError,
+)
 from ovd_gym.records import Message, Record, Task, ToolCall, ToolSpec
 from ovd_gym.sanitize import escape_markers
 
@@ -97,8 +106,10 @@ class ToolEnv(gym.Env[str, str]):
             ("max_tokens", max_tokens),
             ("max_observation_chars", max_observation_chars),
         ):
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if not isinstance(system_prompt, str):
+            raise ConfigError(f"system_prompt must be a text, got {system_prompt!r}")
         if max_observation_chars > MAX_TEXT // 2:
             raise ConfigError(f"max_observation_chars must be at most {MAX_TEXT // 2}, got {max_observation_chars}")
         self.tasks = tasks
@@ -278,6 +289,12 @@ class ToolEnv(gym.Env[str, str]):
             return _refused(str(error))
         except ToolError as error:
             return _Outcome(call, f"Error: {error}", failed=True)
+        except OvdGymError:
+            raise
+        except Exception as error:
+            # A bug in a tool is neither the student's mistake nor a reason to lose the other episodes.
+            what = f"{type(error).__name__}: {error}"
+            raise InfrastructureError(f"tool {call.name if call else '?'!r} raised {what}") from error
         return _Outcome(call, result, answer=result if self._toolbox.is_final(call) else None)
 
     def _grade(self, answer: str) -> float:

@@ -14,7 +14,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-__all__ = ["Claim", "NotArithmetic", "agrees", "claims", "evaluate", "normalise", "numbers", "operator_runs"]
+__all__ = [
+    "Claim",
+    "NotArithmetic",
+    "agrees",
+    "claims",
+    "evaluate",
+    "is_identity",
+    "normalise",
+    "numbers",
+    "operator_runs",
+]
 
 MAX_LENGTH = 400
 """Characters of one expression."""
@@ -93,6 +103,33 @@ def _sized(value: Fraction) -> Fraction:
     if value.numerator.bit_length() + value.denominator.bit_length() > MAX_BITS:
         raise NotArithmetic(f"the value has more than {MAX_BITS} bits")
     return value
+
+
+def is_identity(expression: str) -> bool:
+    """Whether ``expression`` only restates a number or makes 0 or 1 of it: every operation in it is one like ``x + 0``,
+    ``x - x``, ``x * 1`` or ``x / x``.
+
+    >>> is_identity("48 * 1"), is_identity("48/48 - 0"), is_identity("48 / 2 * 1"), is_identity("48")
+    (True, True, False, False)
+    """
+    source = " ".join(expression.strip().replace("^", "**").split())
+    evaluate(source)
+    operations = [node for node in ast.walk(ast.parse(source, mode="eval")) if isinstance(node, ast.BinOp)]
+    return bool(operations) and all(_is_idle(node, source) for node in operations)
+
+
+def _is_idle(node: ast.BinOp, source: str) -> bool:
+    left, right = _value(node.left, source, {}), _value(node.right, source, {})
+    match node.op:
+        case ast.Add():
+            return 0 in (left, right)
+        case ast.Sub():
+            return right in (0, left)
+        case ast.Mult():
+            return bool({0, 1} & {left, right})
+        case ast.Div() | ast.FloorDiv() | ast.Mod():
+            return right in (1, left)
+    return right in (0, 1) or left in (0, 1)
 
 
 # Reading expressions and equations out of running text --------------------------------------------------

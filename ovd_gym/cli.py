@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 import ovd_gym
+from ovd_gym import cli_search
 from ovd_gym.errors import ConfigError, OvdGymError
 
 __all__ = ["app", "main"]
@@ -24,6 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train language-model agents from a teacher's digits.",
 )
+
+
+app.add_typer(cli_search.app)
 
 
 @app.callback(invoke_without_command=True)

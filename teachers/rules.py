@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import math
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
-from ovd_gym.arithmetic import Claim, NotArithmetic, agrees, claims, evaluate, normalise, numbers
+from ovd_gym.arithmetic import (
+    Claim,
+    NotArithmetic,
+    agrees,
+    claims,
+    evaluate,
+    is_identity,
+    normalise,
+    numbers,
+    operator_runs,
+)
 from ovd_gym.records import Score
 from ovd_gym.teachers.base import StepText, Teacher, View
 from ovd_gym.teachers.questions import CONSTANTS, Question, read_question
+from ovd_gym.teachers.words import addresses_grader
 
 __all__ = ["MathRules"]
 
-_TO_GRADER = re.compile(
-    r"\b(?:dear|hello|hey|note to|attention) (?:the )?(?:grader|judge|teacher|evaluator)|\bgraders?\b|\bgrading\b"
-    r"|\bignore (?:all |any )?(?:the )?(?:previous|prior|above|other) instructions"
-    r"|\b(?:give|award|assign|output|deserves?)\b[^.\n]{0,30}\b(?:full|maximum|top|highest|perfect) "
-    r"(?:score|marks|points|grade)"
-    r"|^\s*SCORE:\s*\d\s*$",
-    re.IGNORECASE | re.MULTILINE,
-)
 _CALL_BLOCK = re.compile(r"<tool_call>.*?(?:</tool_call>|\Z)", re.DOTALL)
 _COMPUTES = re.compile(r"[\w)\]]\s*(?:\*\*|//|[-+*/%])\s*[\w(\[.-]|\b(?!(?:print|int|float|str)\b)[a-z_.]+\(|\bfor\b")
+_PRINT = re.compile(r"^\s*print\((.*)\)\s*$")
+_COMMENT = re.compile(r"#.*")
+_FRACTION = re.compile(r"[-( ]*([0-9]+)[) ]*/[( ]*([0-9]+)[) ]*")
+MAX_CODE = 10_000
+"""Characters of code that are parsed."""
 _DECIMAL = re.compile(r"-?\d*\.?\d+")
 _NO_CALL = "Error:"
 """How an environment's observation begins when a call was refused or failed."""
@@ -58,8 +69,11 @@ class MathRules(Teacher):
     steps than the question has operations, plus one.
 
     Where the answer cannot be checked (word problems), it gets 1-2 for a false equation or no answer, 2 if nothing
-    supports the answer, and 8 if it is the last result of sound steps, less 2 for numbers from nowhere, up to 2 for
+    supports the answer, and 6 if it is the last result of sound steps, less 2 for numbers from nowhere, up to 2 for
     numbers of the question that were never used, 1 for wasted steps and 3 for a negative count; never below 3.
+
+    What only restates a number (``48 * 1 = 48``, ``48 + 0``) supports nothing, and an answer that is still a
+    calculation is none. Code is read without its comments, and is a repetition however it is laid out.
     """
 
     name = "math-rules"
@@ -104,11 +118,10 @@ class _Reading:
 
     def addresses_grader(self) -> bool:
         """Whether the student's own words speak to whoever scores them; a question about grading may use its words."""
-        question = self.view.question.lower()
         texts = [step.text for step in self.view.steps] + [self.view.answer or ""]
         if self.view.kind == "step":
             texts = texts[-2:]
-        return any(m[0].lower() not in question for text in texts for m in _TO_GRADER.finditer(text))
+        return any(addresses_grader(text, self.view.question) for text in texts)
 
     # One step -------------------------------------------------------------------------------------------
 
@@ -136,7 +149,7 @@ class _Reading:
         """The claims in ``words``; the true ones count as results from now on."""
         stated = claims(words)
         for claim in stated:
-            if claim.true:
+            if claim.true and not is_identity(claim.expression):
                 self._result(numbers(claim.expression), [claim.stated])
         return stated
 
@@ -155,14 +168,15 @@ class _Reading:
         return share
 
     def _tool(self, step: StepText) -> _Finding:
-        key = json.dumps([step.tool, step.arguments], sort_keys=True)
+        arguments = {key: _bare(v) if isinstance(v, str) else json.dumps(v) for key, v in step.arguments.items()}
+        key = json.dumps([step.tool, arguments], sort_keys=True)
         if key in self.seen:
             return _Finding(1, "repeats an earlier call", waste=True)
         self.seen.add(key)
         if step.observation.startswith(_NO_CALL) or not step.observation.strip():
             return _Finding(2, "the call failed or gave nothing", waste=True)
-        code = " ".join(value if isinstance(value, str) else json.dumps(value) for value in step.arguments.values())
-        if not _COMPUTES.search(code):
+        code = " ".join(arguments.values())
+        if not _COMPUTES.search(code) or _restates(code):
             return _Finding(2, "the call computes nothing", waste=True)
         results = numbers(step.observation)[:20]
         share = self._result(numbers(normalise(code)), results)
@@ -193,6 +207,7 @@ class _Reading:
         self.seen |= {text, *(f"{c.expression}={c.stated}" for c in stated)}
         if repeated:
             return _Finding(1, "repeats what was said before", waste=True)
+        stated = [claim for claim in stated if not is_identity(claim.expression)]
         if not stated:
             return _Finding(4, "nothing new") if numbers(text) else _Finding(2, "no content that can be checked")
         values = [claim.stated for claim in stated]
@@ -215,13 +230,13 @@ class _Reading:
         if right:
             digit = {"strong": 9, "weak": 6, "none": 3}[support]
             return _Finding(digit, f"the right answer, support: {support}")
-        digit = {"strong": 7, "weak": 5, "none": 2}[support]
+        digit = {"strong": 6, "weak": 5, "none": 2}[support]
         return _Finding(digit, f"an answer that cannot be checked, support: {support}")
 
     def _verdict(self) -> tuple[Fraction | None, bool | None, Literal["strong", "weak", "none"]]:
         """(the answer's value, whether it is right if that is known, what supports it)."""
         text = self.view.answer or ""
-        value = _value(text)
+        value = None if _is_calculation(text) else _value(text)
         if value is None:
             return None, None, "none"
         target = self.question.target
@@ -285,17 +300,50 @@ class _Reading:
             "not its last result": int(value != (self.strong + self.weak)[-1] and value not in self.strong[-1:]),
         }
         because = ", ".join(reason for reason, points in penalties.items() if points)
-        return max(3, 8 - sum(penalties.values())), f"supported{'; less for ' + because if because else ''}"
+        return max(3, 6 - sum(penalties.values())), f"supported{'; less for ' + because if because else ''}"
 
 
 def _value(text: str) -> Fraction | None:
     """The value of an expression, or of the one number in a phrase; None if there is no such value."""
-    plain = re.sub(r"(?<=\d),(?=\d{3})", "", normalise(re.sub(r"^\s*print\((.*)\)\s*$", r"\1", text)))
+    plain = _arithmetic(text)
     try:
         return evaluate(plain)
     except NotArithmetic:
         found = set(numbers(plain))
     return found.pop() if len(found) == 1 else None
+
+
+def _arithmetic(text: str) -> str:
+    """``text`` in plain notation, without a ``print`` around it."""
+    return re.sub(r"(?<=\d),(?=\d{3})", "", normalise(_PRINT.sub(r"\1", text)))
+
+
+def _restates(code: str) -> bool:
+    try:
+        return is_identity(_arithmetic(code))
+    except NotArithmetic:
+        return False
+
+
+def _is_calculation(answer: str) -> bool:
+    """Whether ``answer`` leaves something to be worked out; a percentage or a fraction in lowest terms does not."""
+    runs = operator_runs(re.sub(r"%|(?<=[0-9])\.(?![0-9])", "", _PRINT.sub(r"\1", answer)))
+    fraction = _FRACTION.fullmatch(runs[0]) if len(runs) == 1 else None
+    if fraction is None:
+        return bool(runs)
+    return math.gcd(int(fraction[1]), int(fraction[2])) > 1
+
+
+def _bare(code: str) -> str:
+    """``code`` without comments and layout: two calls that differ in nothing else are the same call."""
+    if len(code) <= MAX_CODE:
+        try:
+            with warnings.catch_warnings():  # such as "5 (3) calls a number"
+                warnings.simplefilter("ignore")
+                return ast.unparse(ast.parse(code.strip()))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            pass  # not Python; other notations have comments of the same kind
+    return " ".join(_COMMENT.sub("", code).split())
 
 
 def _show(value: Fraction) -> str:

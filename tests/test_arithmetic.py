@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovd_gym.arithmetic import NotArithmetic, agrees, claims, evaluate, numbers, operator_runs
+from ovd_gym.arithmetic import NotArithmetic, agrees, claims, evaluate, is_identity, numbers, operator_runs
 from ovd_gym.teachers.questions import read_question
 
 EXPRESSIONS = st.recursive(
@@ -83,6 +83,18 @@ def test_names_have_the_values_given() -> None:
 )
 def test_claims(text: str, found: list[bool]) -> None:
     assert [claim.true for claim in claims(text)] == found
+
+
+@pytest.mark.parametrize(
+    "text", ["48 * 1", "1*48", "0*48", "48 + 0", "48 - 48", "48 - 0", "48/48", "48/1", "48^1", "48/48 - 0"]
+)
+def test_a_restatement(text: str) -> None:
+    assert is_identity(text)
+
+
+@pytest.mark.parametrize("text", ["48", "-48", "48 / 2", "48 / 2 * 1", "0 - 48", "1 / 48", "1 + 1"])
+def test_no_restatement(text: str) -> None:
+    assert not is_identity(text)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
 from ovd_gym.envs.math_qa import MathEnv, SandboxLimits, equivalent, processes
-from ovd_gym.envs.math_qa.equivalence import compare, compare_plain, is_unevaluated
+from ovd_gym.envs.math_qa.equivalence import compare, compare_numbers, compare_plain
+from ovd_gym.envs.math_qa.plain import plain_number
+from ovd_gym.envs.math_qa.tasks import GENERATORS, load_tasks
 from ovd_gym.errors import ConfigError, DataError, InfrastructureError
 from ovd_gym.records import Task, ToolCall
 
@@ -89,9 +92,11 @@ def test_printed_markers_are_escaped(env: MathEnv) -> None:
         (1, "1/3", 0.0, "math-verify"),
         (2, "7", 1.0, "identical"),
         (2, "7.0", 1.0, "numbers"),
-        (2, "3 + 4", 0.0, "unevaluated"),
-        (2, r"3 \times 4 - 5", 0.0, "unevaluated"),
-        (2, "14/2", 1.0, "numbers"),
+        (2, "3 + 4", 0.0, "no-number"),
+        (2, r"3 \times 4 - 5", 0.0, "no-number"),
+        (2, "14/2", 0.0, "no-number"),
+        (2, "not 7", 0.0, "no-number"),
+        (0, "not 2812", 0.0, "hedged"),
     ],
 )
 def test_grading(env: MathEnv, index: int, answer: str, reward: float, how: str) -> None:
@@ -184,7 +189,7 @@ def test_a_checker_that_dies_twice_convicts_the_answer(monkeypatch: pytest.Monke
 
 def test_a_checker_that_cannot_start_gives_no_grade(env: MathEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    monkeypatch.setattr(processes, "_POOL", processes.WorkerPool("algebra", 1))
+    monkeypatch.setattr(processes, "_POOL", processes.WorkerPool(processes.ALGEBRA, 1))
     env.reset(options={"task_index": 1})
     with pytest.raises(InfrastructureError, match="did not start"):
         act(env, "answer", text="0.25 + 0.25")
@@ -196,11 +201,88 @@ def test_a_worker_is_killed_at_its_deadline_and_replaced() -> None:
     assert processes.call("sympy", "gcd", 12, 18, timeout_s=5.0) == 6
 
 
-@pytest.mark.parametrize("text", ["3+4", "2*3", "5!", r"\sqrt{16}", "2^3", r"10 \div 2", "(1)(2)+3"])
-def test_a_calculation_is_unevaluated(text: str) -> None:
-    assert is_unevaluated(text)
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("7", "7"), ("-7", "-7"), ("- 7", "-7"), ("−7", "-7"), ("+7", "7"), ("07", "7")),
+        *(("7.50", "7.5"), (".5", "0.5")),
+        *(("1,250", "1250"), ("1{,}250.5", "1250.5"), ("7.5e-3", "0.0075"), ("1E3", "1000")),
+        *(("-3/4", "-3/4"), (r"\frac{3}{4}", "3/4"), (r"$\dfrac{-3}{4}$", "-3/4")),
+        *(("$7$", "7"), (r"\(7\)", "7"), (r"\boxed{7}", "7"), (r"$\boxed{7}$.", "7"), ("7.", "7")),
+        *(("x = 7", "7"), ("x=$7$", "7"), ("The answer is 7.", "7"), ("Final answer: -7", "-7")),
+        *(("$7", "7"), ("-$7.50", "-7.5"), (r"\$7", "7"), ("€7", "7"), ("7%", "7"), (r"7\%", "7"), ("7°", "7")),
+        *(("7 apples", "7"), (r"7\text{ cm}", "7"), ("7cm", "7")),
+    ],
+)
+def test_a_plain_number_may_be_written_so(text: str, value: str) -> None:
+    assert plain_number(text) == Fraction(value)
 
 
-@pytest.mark.parametrize("text", ["7", "-7", "1/2", "$7$", r"\frac{1}{2}", "1,000", "7 apples", "x = 7", "about -7"])
-def test_a_number_is_not(text: str) -> None:
-    assert not is_unevaluated(text)
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "x", "VII", "٣", "７", "3+4", "2*3", "5!", r"\sqrt{16}", "2^3", r"10 \div 2", "(1)(2)+3", "-(-7)", "--7"),
+        *("54. + 73. * 34.", "38.+74", r"38\,+\,74", r"38\quad+74", r"38\,\times\,74", "38⋅74", "38∙74", "38|74|"),
+        *("38'+74", r"\frac{38}{\frac{1}{74}}", r"\lfloor 2812.5 \rfloor", "38(74)", "print(38*74)", "38 74"),
+        *("56/8", "7/1", "1/0", r"\frac{14}{2}", "1 1/2", "1e9999", "7 million"),
+        *("7 squared", "1,25", "12:30", "1 000"),
+        *("6 or 5", "4, 5", "not 5", "5 or 161", "5 = 5", "x = 5 = 6", "{5}", "$5$ $6$", r"\boxed{5} \boxed{6}", "38 x 74"),
+        *("9" * 1000, "$" * 9000, r"\boxed{" * 3000),
+    ],
+)
+def test_and_in_no_other_way(text: str) -> None:
+    assert plain_number(text) is None
+    assert not compare_numbers("7", text).equal
+
+
+def test_plain_numbers_are_compared_exactly() -> None:
+    assert not compare_numbers("0.0000001", "0.0000002").equal
+    assert not compare_numbers("1/3", "0.333333").equal
+    assert compare_numbers("1/3", "0.333333", tolerance=1e-6).equal
+    assert not compare_numbers("1/3", "0.3333", tolerance=1e-6).equal
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_the_gold_answers_of_every_generator_are_right(name: str) -> None:
+    tasks = load_tasks(f"reasoning_gym:{name}", size=50)
+    env = MathEnv(tasks)
+    for index in range(50):
+        env.reset(options={"task_index": index})
+        assert act(env, "answer", text=tasks[index].answers[0])[1] == 1.0
+    env.close()
+
+
+def test_a_gold_answer_that_is_no_number_is_found_out() -> None:
+    env = MathEnv([Task(id="odd", question="?", answers=("3 + 4",), metadata={"form": "number"})])
+    with pytest.raises(DataError, match=r"'odd'.*'3 \+ 4'"):
+        env.reset()
+
+
+@pytest.mark.parametrize(
+    ("gold", "predicted"),
+    [
+        *(("7", text) for text in ("5 or 6 or 7", "8, 7", "7;6", "$6$ $7$", "$6$ or $7$", r"6 \text{ or } 7")),
+        *(("7", text) for text in ("anything but 7", "not 7", r"\ne 7", "5=6=7", "6 = 7", "x=6=7", "7!", "5 of 7")),
+        ("7", "1 2 3 7"),
+        *(("1,2", "1,2,3"), ("1,2", "0,1,2"), ("[1, 2, 3]", "3"), ("x+y=0", "0"), ("2x=4", "4")),
+        *(("10^{1000}", "10^{999}"), ("2^{2000}", "3^{2000}"), ("0.0000001", "0.0000002")),
+        ("10^{-7}", r"2\cdot10^{-7}"),
+        *(("12:30", "12:45"), ("12:30", "12"), ("3 hours 20 minutes", "20")),
+        ("3 hours 20 minutes", "5 hours 20 minutes"),
+    ],
+)
+def test_an_answer_has_one_reading(gold: str, predicted: str) -> None:
+    assert not equivalent(gold, predicted)
+    assert equivalent(gold, gold + " ")
+
+
+@pytest.mark.parametrize(
+    ("gold", "predicted"),
+    [
+        *(("1,2", "2, 1"), ("1, 2", "1 or 2"), ("x=7", "7"), ("7", "x = 7"), ("1000", "1 000")),
+        ("10^{1000}", "10^{1000}+0"),
+        *(("24", "4!"), ("7:32", "7/32"), (r"x \neq 3", "x != 3"), ("7", "It is 7"), ("no solution", "no solution")),
+    ],
+)
+def test_honest_answers_still_count(gold: str, predicted: str) -> None:
+    assert equivalent(gold, predicted)

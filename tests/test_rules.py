@@ -141,13 +141,17 @@ def test_what_counts_as_support(steps: tuple[StepText, ...], digit: int) -> None
 @pytest.mark.parametrize(
     ("view", "least", "most"),
     [
-        (boxed(WORDS, "12 - 3 = <<12-3=9>>9 apples", "9 * 2 = <<9*2=18>>18 dollars", "18", answer="18"), 8, 8),
-        (attempt(WORDS, call("(12 - 3) * 2", "18"), reply("18")), 8, 8),
-        (boxed(WORDS, "12 * 2 = 24", "24", answer="24"), 6, 7),  # leaves out the 3
-        (boxed(WORDS, "12 - 3 = 9", "9 * 50 = 450", "450", answer="450"), 3, 5),  # where is the 50 from?
-        (boxed(WORDS, "3 - 12 = -9", "-9 * 2 = -18", "-18", answer="-18"), 3, 5),
+        (boxed(WORDS, "12 - 3 = <<12-3=9>>9 apples", "9 * 2 = <<9*2=18>>18 dollars", "18", answer="18"), 6, 6),
+        (attempt(WORDS, call("(12 - 3) * 2", "18"), reply("18")), 6, 6),
+        (boxed(WORDS, "12 * 2 = 24", "24", answer="24"), 5, 5),  # leaves out the 3
+        (boxed(WORDS, "12 - 3 = 9", "9 * 50 = 450", "450", answer="450"), 3, 4),  # where is the 50 from?
+        (boxed(WORDS, "3 - 12 = -9", "-9 * 2 = -18", "-18", answer="-18"), 3, 3),
         (boxed(WORDS, "12 - 3 = 8", "8 * 2 = 16", "16", answer="16"), 2, 2),
         (attempt(WORDS, reply("18")), 2, 2),
+        (boxed(WORDS, "12 * 1 = 12", "12", answer="12"), 2, 2),  # restates a number
+        (boxed(WORDS, "12 + 0 = 12 and 12 - 12 = 0", "12", answer="12"), 2, 2),
+        (boxed(WORDS, "12/12 = 1", "1", answer="1"), 2, 2),
+        (attempt(WORDS, call("12 * 1", "12"), reply("12")), 2, 2),
     ],
 )
 def test_word_problems_are_judged_by_their_support(view: View, least: int, most: int) -> None:
@@ -182,6 +186,26 @@ def test_steps(steps: tuple[StepText, ...], digit: int) -> None:
     assert (verdict.value, verdict.rationale != "") == (digit, True)
 
 
+def test_comments_and_layout_hide_nothing() -> None:
+    calls = [call("38 * 74 #0", "2812"), call("38*74  #1", "2812"), call("(38) * 74\n\n# again", "2812")]
+    verdicts = [MathRules().score(View(kind="step", question=PRODUCT, steps=tuple(calls[: i + 1]))) for i in range(3)]
+    assert [verdict.value for verdict in verdicts] == [9, 1, 1]
+    assert score(attempt(PRODUCT, *calls, reply("2812"))) == 6
+    assert score(attempt(PRODUCT, call("print(2812) # 38 * 74", "2812"), reply("2812"))) == 3
+    assert score(attempt(PRODUCT, call("2812 + 0", "2812"), reply("2812"))) == 3
+
+
+@pytest.mark.parametrize("text", ["38 * 74", "38. * 74.", "(38)*(74)", "print(38 * 74)", r"38 \times 74", "5624/2"])
+def test_the_expression_is_not_its_own_answer(text: str) -> None:
+    assert score(attempt(PRODUCT, call("38 * 74", "2812"), reply(text))) == 2
+    assert score(attempt(PRODUCT, reply(text))) == 1
+
+
+@pytest.mark.parametrize("text", ["1/3", r"\frac{1}{3}"])
+def test_a_fraction_in_lowest_terms_is_an_answer(text: str) -> None:
+    assert score(attempt("Solve for e: 3e + 1 = 2", call("(2 - 1) / 3", "0.333"), reply(text))) > 2
+
+
 @pytest.mark.parametrize(("text", "digit"), [("2812", 9), ("2813", 1), ("no idea", 1)])
 def test_the_answering_step(text: str, digit: int) -> None:
     view = View(kind="step", question=PRODUCT, steps=(call("38 * 74", "2812"), reply(text)), answer=text)
@@ -207,7 +231,7 @@ def test_a_tool_result_cannot_speak_for_the_student() -> None:
 
 def test_a_word_problem_about_graders_is_no_attempt_to_address_one() -> None:
     question = "A grader marks 12 papers an hour. How many papers does the grader mark in 3 hours?"
-    assert score(boxed(question, "The grader marks 12 * 3 = 36 papers.", "36", answer="36")) == 8
+    assert score(boxed(question, "The grader marks 12 * 3 = 36 papers.", "36", answer="36")) == 6
 
 
 def test_repeating_a_true_sentence_earns_nothing() -> None:

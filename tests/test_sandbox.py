@@ -45,6 +45,27 @@ def test_prints_then_value(sandbox: Sandbox, code: str, text: str) -> None:
     assert sandbox.run(code) == text
 
 
+RETURNED = {
+    "return 5": "5",
+    "return 0": "0",
+    "return [1, (2, {3: b'x'})]": "[1, (2, {3: b'x'})]",
+    "return [9**9999]": "<list with an integer too long to write>",
+    "x = []\nx.append(x)\nfor _ in range(5000): x = [x]\nreturn x": "[[[[[[[...]]]]]]]",
+    "repr = lambda v: [1]\n5": "5",
+}
+"""Code whose value is no text when it leaves the sandbox, or pretends so."""
+
+
+@pytest.mark.parametrize("code", RETURNED)
+def test_any_value_is_shown(sandbox: Sandbox, code: str) -> None:
+    assert sandbox.run(code) == RETURNED[code]
+
+
+@pytest.mark.parametrize("value", ["'a' * 10**6", "['a' * 10**4] * 10**3", "list(range(10**5))"])
+def test_a_returned_value_is_cut(sandbox: Sandbox, value: str) -> None:
+    assert len(sandbox.run(f"return {value}")) <= LIMITS.output_chars
+
+
 def test_variables_are_kept_and_sessions_are_separate(sandbox: Sandbox) -> None:
     sandbox.run("x = 5\ndef f(n):\n    return n * x")
     assert sandbox.run("f(2)") == "10"
@@ -122,6 +143,27 @@ def test_an_endless_call_ends_in_time_and_says_what_was_lost(sandbox: Sandbox, c
         assert sandbox.run("kept") == "7"
 
 
+def test_arguments_no_worker_can_read_end_none(sandbox: Sandbox) -> None:
+    code = "for i in range(20):\n    try: sympy.subs('x', {('a', 'b'): 1})\n    except ValueError: pass\n'done'"
+    sandbox.run("import sympy")
+    workers = list(processes._POOL._idle)
+    assert sandbox.run(code) == "'done'"
+    assert processes._POOL._idle == workers
+
+
+def test_one_worker_start_is_credited_to_a_call(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(*arguments: object, **options: object) -> object:
+        raise processes.WorkFailed("the process died", died=True)
+
+    sandbox.run("import sympy")
+    monkeypatch.setattr(processes, "warm", lambda: time.sleep(0.3))  # a worker's start
+    monkeypatch.setattr(processes, "call", dies)
+    started = time.monotonic()
+    with pytest.raises(ToolError, match=r"longer than 0\.5 s|did not finish"):
+        sandbox.run("for i in range(20):\n    try: sympy.gcd(1, 2)\n    except ValueError: pass")
+    assert time.monotonic() - started < LIMITS.time_s + 2 * 0.3 + 0.2
+
+
 def test_a_killed_worker_is_replaced(sandbox: Sandbox) -> None:
     sandbox.run("x = 1")
     assert sandbox._session is not None
@@ -190,6 +232,7 @@ def _in_child(sandbox: Sandbox, results: multiprocessing.SimpleQueue[str]) -> No
     except InfrastructureError as error:
         results.put(str(error))
     sandbox.close()
+    results.put(sandbox.run("return 5"))
     sandbox.run("x = 20")
     results.put(sandbox.run("import sympy\nx + sympy.gcd(4, 6)"))
     try:
@@ -205,11 +248,11 @@ def test_a_forked_child_gets_a_session_of_its_own(sandbox: Sandbox) -> None:
     results = context.SimpleQueue()
     child = context.Process(target=_in_child, args=(sandbox, results))
     child.start()
-    answers = [results.get() for _ in range(3)]
+    answers = [results.get() for _ in range(4)]
     child.join()
     assert "belongs to the parent process" in answers[0]
-    assert answers[1] == "22"
-    assert answers[2].startswith("ZeroDivisionError")
+    assert answers[1:3] == ["5", "22"]
+    assert answers[3].startswith("ZeroDivisionError")
     assert sandbox.run("x") == "1"
 
 

@@ -18,7 +18,7 @@ from ovd_gym.envs.base import ToolEnv
 from ovd_gym.envs.math_qa import MathEnv
 from ovd_gym.envs.spaces import UnicodeText
 from ovd_gym.envs.tools import tool
-from ovd_gym.errors import ConfigError, EpisodeOver, ReplayMismatch, ToolError
+from ovd_gym.errors import ConfigError, EpisodeOver, InfrastructureError, ReplayMismatch, ToolError
 from ovd_gym.records import Task
 from ovd_gym.registry import ENVIRONMENTS, register_envs
 
@@ -333,3 +333,26 @@ def test_a_number_is_as_good_as_its_text() -> None:
         '<tool_call>{"name": "answer", "arguments": {"text": 7}}</tool_call>'
     )
     assert (observation, reward, terminated) == ("7", 1.0, True)
+
+
+class Fragile(Dealer):
+    """A tool with a bug."""
+
+    @tool
+    def crash(self) -> str:
+        """Crash."""
+        return [][0]
+
+
+def test_a_bug_in_a_tool_is_an_outage_with_its_cause() -> None:
+    env = Fragile([Task(id="1", question="?", answers=("7",))])
+    env.reset(seed=0)
+    with pytest.raises(InfrastructureError, match=r"tool 'crash' raised IndexError: list index") as caught:
+        env.step('<tool_call>{"name": "crash"}</tool_call>')
+    assert isinstance(caught.value.__cause__, IndexError)
+
+
+@pytest.mark.parametrize("options", [{"max_turns": "3"}, {"max_tokens": 0.5}, {"system_prompt": 5}])
+def test_arguments_of_the_wrong_type_are_named(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        Dealer([Task(id="1", question="?", answers=("7",))], **options)

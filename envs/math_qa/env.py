@@ -7,11 +7,12 @@ from typing import Any
 
 from ovd_gym.actions import ActionFormat, get_format
 from ovd_gym.envs.base import ToolEnv
-from ovd_gym.envs.math_qa.equivalence import Verdict, compare, is_unevaluated
+from ovd_gym.envs.math_qa.equivalence import Verdict, compare, compare_numbers
+from ovd_gym.envs.math_qa.plain import plain_number
 from ovd_gym.envs.math_qa.sandbox import Sandbox, SandboxLimits
 from ovd_gym.envs.math_qa.tasks import load_tasks
 from ovd_gym.envs.tools import tool
-from ovd_gym.errors import ConfigError
+from ovd_gym.errors import ConfigError, DataError
 from ovd_gym.records import Task
 
 __all__ = ["MathEnv"]
@@ -21,8 +22,9 @@ class MathEnv(ToolEnv):
     r"""Questions with exact answers; reward 1 for an answer equal to a gold answer, else 0.
 
     Equality is mathematical (:mod:`~ovd_gym.envs.math_qa.equivalence`): "1/2" is "0.5" is "$\frac{1}{2}$". A task
-    whose metadata has ``"form": "number"`` wants the number itself, not a calculation equal to it; ``"error"`` is a
-    numerical tolerance. The last step's ``info["grading"]`` says how the verdict was reached.
+    whose metadata has ``"form": "number"`` wants one plain number (:mod:`~ovd_gym.envs.math_qa.plain`), not a
+    calculation equal to it, and exactly that number; ``"error"`` is a numerical tolerance. The last step's
+    ``info["grading"]`` says how the verdict was reached.
 
     ``action_format="boxed"`` is the single-turn mode: one solution, no tools.
 
@@ -67,7 +69,9 @@ class MathEnv(ToolEnv):
         return self._sandbox.run(code)
 
     def start_episode(self, task: Task) -> None:
-        """Forget the last episode's variables."""
+        """Forget the last episode's variables. Raises DataError for a gold answer that is not of the form asked for."""
+        if task.metadata.get("form") == "number" and (bad := [a for a in task.answers if plain_number(a) is None]):
+            raise DataError(f"task {task.id!r} asks for a plain number, but its answer is {bad[0][:80]!r}")
         self._sandbox.close()
         self._verdict = None
 
@@ -88,13 +92,12 @@ class MathEnv(ToolEnv):
         super().close()
 
     def _judge(self, task: Task, answer: str) -> Verdict:
-        if task.metadata.get("form") == "number" and is_unevaluated(answer):
-            return Verdict(False, "unevaluated")
         tolerance = task.metadata.get("error")
         assert tolerance is None or isinstance(tolerance, float | int)
+        judge = compare_numbers if task.metadata.get("form") == "number" else compare
         verdict = Verdict(False, "identical")
         for gold in task.answers:
-            verdict = compare(gold, answer, tolerance=tolerance)
+            verdict = judge(gold, answer, tolerance=tolerance)
             if verdict.equal:
                 break
         return verdict

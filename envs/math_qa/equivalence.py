@@ -9,26 +9,32 @@ import re
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
+from ovd_gym.actions import last_boxed
 from ovd_gym.envs.math_qa import processes
+from ovd_gym.envs.math_qa.plain import plain_number
 
-__all__ = ["Verdict", "compare", "compare_plain", "equivalent", "is_unevaluated"]
+__all__ = ["Verdict", "compare", "compare_numbers", "compare_plain", "equivalent"]
 
 TIMEOUT_S = 5.0
 """Math-Verify needs about 1 ms for a number and 150 ms for the longest real answers."""
 
 _PLAIN = re.compile(r"([+-]?(?:0|[1-9][0-9]{0,29}))(?:\.([0-9]{1,15})|/([1-9][0-9]{0,14}))?", re.ASCII)
 
-
-_OPERATION = re.compile(r"[0-9)}]\s*(?:[-+*/^×÷·]|\\times|\\cdot|\\div)\s*[-+]?[0-9(\\{]|\\sqrt|!", re.ASCII)
+_HEDGE = re.compile(
+    r"\b(?:not|but|except|neither|nor|never|unless|excluding)\b|n't\b|\\neq?\b|\\lnot\b|!=|[≠¬]", re.IGNORECASE
+)
+"""What makes a text say something else than the value in it."""
+_CLOSE = Fraction(1, 1000)
+"""Relative difference of numbers that rounding may make equal; it must not make tiny ones so."""
 
 
 class Verdict(NamedTuple):
     """Whether two answers are equal, and how that was found out."""
 
     equal: bool
-    how: Literal["identical", "numbers", "math-verify", "timeout", "crash", "unevaluated"]
+    how: Literal["identical", "numbers", "math-verify", "timeout", "crash", "hedged", "no-number"]
     """``timeout`` and ``crash``: the predicted text brought the checker down, which makes it a wrong answer.
-    ``unevaluated``: a calculation where a number was asked for."""
+    ``hedged``: the predicted text denies a value; ``no-number``: it is not one plain number, where that was asked."""
 
 
 def equivalent(gold: str, predicted: str, *, timeout_s: float = TIMEOUT_S) -> bool:
@@ -68,6 +74,8 @@ def compare(
     """
     if (plain := compare_plain(gold, predicted)) is not None and (plain.equal or tolerance is None):
         return plain
+    if _HEDGE.search(_final(predicted)) and not _HEDGE.search(gold):
+        return Verdict(False, "hedged")
     arguments = (gold, predicted, digits, strict, allow_set_relation_comp, tolerance)
     for _ in range(2):
         try:
@@ -90,15 +98,31 @@ def compare_plain(gold: str, predicted: str) -> Verdict | None:
     if a == b:
         return Verdict(True, "numbers")
     # Two unequal numbers may still agree after rounding if one has decimals, which Math-Verify decides.
-    return None if "." in gold + predicted else Verdict(False, "numbers")
+    if "." in gold + predicted and abs(a - b) <= _CLOSE * max(abs(a), abs(b)):
+        return None
+    return Verdict(False, "numbers")
 
 
-def is_unevaluated(text: str) -> bool:
-    """Whether ``text`` leaves a calculation to be done; a plain fraction does not.
+def compare_numbers(gold: str, predicted: str, *, tolerance: float | None = None) -> Verdict:
+    """The verdict where one plain number was asked for (see :mod:`.plain`): exact, or within ``tolerance``.
 
-    To Math-Verify "3 + 4" equals "7", so a question that states the calculation would answer itself.
+    Math-Verify has no part in it: to it "3 + 4" is 7, so a question that states the calculation would answer itself.
     """
-    return _number(_undress(text)) is None and _OPERATION.search(text) is not None
+    a, b = plain_number(gold), plain_number(predicted)
+    if a is None or b is None:
+        return Verdict(False, "no-number")
+    if gold.strip() == predicted.strip():
+        return Verdict(True, "identical")
+    return Verdict(abs(a - b) <= Fraction(tolerance or 0), "numbers")
+
+
+def _final(text: str) -> str:
+    """The part of ``text`` that is the answer: the last box; else its last line, from "answer" on if that is there."""
+    _, boxed, last = text.rpartition(r"\boxed")
+    if boxed:
+        return last_boxed(boxed + last) or ""
+    line = text.strip().rpartition("\n")[2]
+    return line[max(0, line.lower().rfind("answer")) :]
 
 
 def _undress(text: str) -> str:

@@ -42,6 +42,12 @@ GENERATORS = (
 have more than one continuation; fractions and factorisations to simplify, where the question equals the answer."""
 
 
+_DIVIDE = frozenset({"basic_arithmetic", "decimal_arithmetic"})
+"""Generators whose answers may have endless decimals."""
+_ROUNDING = 1e-6
+"""Tolerance for their answers; all others are exact."""
+
+
 def reasoning_gym_tasks(name: str = "chain_sum", size: int = 10_000, seed: int = 0, **config: Any) -> Sequence[Task]:
     """Tasks of the generator ``name``, each made when asked for; the same arguments give the same tasks.
 
@@ -110,11 +116,14 @@ class _Generated(Sequence[Task]):
             raise IndexError(f"task {index} of {self._size}")
         index %= self._size
         item = self.dataset()[index]
+        metadata: dict[str, Any] = {"source": f"reasoning_gym:{self._name}", "form": "number"}
+        if self._name in _DIVIDE:
+            metadata["error"] = _ROUNDING
         return Task(
             id=f"{self._name}-{self._seed}-{index}",
             question=item["question"].strip(),
             answers=(_gold(item),),
-            metadata={"source": f"reasoning_gym:{self._name}", "form": "number"},
+            metadata=metadata,
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from ovd_gym.envs.math_qa import processes
-from ovd_gym.envs.math_qa.shell import Printed, describe, show_last_value
+from ovd_gym.envs.math_qa.shell import Printed, describe, show_last_value, show_returned
 from ovd_gym.errors import ConfigError, InfrastructureError, ToolError
 
 if TYPE_CHECKING:
@@ -180,6 +180,7 @@ class _MontySession:
         source = show_last_value(code, self._limits.output_chars)
         printed = Printed(self._limits.output_chars)
         self._deadline = time.monotonic() + self._limits.time_s
+        self._credited = False
         try:
             value = self._drive(source, printed)
         except MontyCrashedError:
@@ -192,12 +193,12 @@ class _MontySession:
             if isinstance(error.exception(), TimeoutError) and not error.traceback():
                 raise self._overtime(printed) from None
             raise ToolError(printed.before(describe(error, code))) from None
-        return printed.before(value or "") or "(no output)"
+        return printed.before(value) or "(no output)"
 
     def close(self) -> None:
         self._session.__exit__(None, None, None)
 
-    def _drive(self, source: str, printed: Printed) -> str | None:
+    def _drive(self, source: str, printed: Printed) -> str:
         """Run to the end, or to the deadline: Monty's own clock stands still during host calls."""
         from pydantic_monty import MontyComplete
 
@@ -206,8 +207,7 @@ class _MontySession:
             if time.monotonic() > self._deadline:
                 raise self._overtime(printed)
             snapshot = snapshot.resume_auto()
-        value: str | None = snapshot.output
-        return value
+        return show_returned(snapshot.output, self._limits.output_chars)
 
     def _overtime(self, printed: Printed) -> _SessionLost:
         return _SessionLost(printed.before(f"TimeoutError: the code ran longer than {self._limits.time_s} s."))
@@ -225,10 +225,17 @@ class _MontySession:
     def _host_call(self, function: str, *arguments: Any) -> Any:
         """Compute in the worker process within what is left of the call's time; runs on behalf of sandboxed code."""
         try:
+            arguments = processes.unpack(processes.pack(arguments))  # what a worker could not read would end it
             started = time.monotonic()
+            if started > self._deadline:
+                raise processes.WorkTimeout
             processes.warm()
-            self._deadline += time.monotonic() - started  # starting a process is not the student's time
+            if not self._credited:  # starting a process is not the student's time, unless they keep ending it
+                self._credited = True
+                self._deadline += time.monotonic() - started
             return processes.call(function, *arguments, timeout_s=max(0.0, self._deadline - time.monotonic()))
+        except (TypeError, RecursionError) as error:
+            raise ValueError(f"sympy: {type(error).__name__}: unfit arguments ({str(error)[:200]})") from None
         except processes.WorkTimeout:
             raise TimeoutError("sympy did not finish in time") from None
         except processes.WorkFailed as error:
@@ -243,7 +250,7 @@ class _RemoteSession:
 
     def __init__(self, limits: SandboxLimits) -> None:
         self._limits = limits
-        self._worker = processes.Worker("sandbox")
+        self._worker = processes.Worker(processes.SANDBOX)
         self._worker.call("open", dataclasses.asdict(limits), timeout_s=processes.START_TIMEOUT_S)
 
     def run(self, code: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import reprlib
 import warnings
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,10 @@ from ovd_gym.errors import ToolError
 if TYPE_CHECKING:
     from pydantic_monty import MontyRuntimeError
 
-__all__ = ["Printed", "describe", "show_last_value"]
+__all__ = ["Printed", "describe", "show_last_value", "show_returned"]
+
+MAX_ITEMS = 100
+"""Items shown of a container that the code returned."""
 
 
 class Printed:
@@ -41,7 +45,8 @@ class Printed:
 def show_last_value(code: str, limit: int) -> str:
     """``code`` with its last expression turned into text inside the sandbox.
 
-    There its own ``__repr__`` applies, sets keep their order, and a value of any size is cut before it is sent.
+    There its own ``__repr__`` applies, sets keep their order, and a value of any size is cut before it is sent. It is
+    a conversion in an f-string, since the name ``repr`` may mean something else to the code.
     Raises :class:`~ovd_gym.errors.ToolError` for a syntax error.
     """
     body = _parse(code).body
@@ -56,8 +61,26 @@ def show_last_value(code: str, limit: int) -> str:
     assert value.end_col_offset is not None
     start = lines[value.lineno - 1] + value.col_offset
     end = lines[value.end_lineno - 1] + value.end_col_offset
-    show = f"(lambda value: None if value is None else repr(value)[:{limit}])(("
+    show = f"(lambda value: None if value is None else f'{{value!r}}'[:{limit}])(("
     return (raw[:start] + show.encode() + raw[start:end] + b"))" + raw[end:]).decode()
+
+
+def show_returned(value: object, limit: int) -> str:
+    """What the code ended with: the text of :func:`show_last_value`, or whatever a ``return`` at its top level gave.
+
+    Such a value has left the sandbox whole; it is shown without following its depth or its size.
+    """
+    if isinstance(value, str):
+        return value[:limit]
+    if value is None:
+        return ""
+    shown = reprlib.Repr()
+    shown.maxlist = shown.maxtuple = shown.maxdict = shown.maxset = shown.maxfrozenset = MAX_ITEMS
+    shown.maxstring = shown.maxlong = shown.maxother = limit
+    try:
+        return shown.repr(value)[:limit]
+    except ValueError:
+        return f"<{type(value).__name__} with an integer too long to write>"
 
 
 def _parse(code: str) -> ast.Module:

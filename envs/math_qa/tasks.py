@@ -6,15 +6,15 @@ source by :func:`split_tasks`.
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
 from ovd_gym.actions import last_boxed
+from ovd_gym.envs.hub import hub_rows
+from ovd_gym.envs.jsonl import Row, read_rows, take_text, take_texts, task_of
 from ovd_gym.envs.math_qa.generated import GENERATORS, reasoning_gym_tasks
 from ovd_gym.errors import ConfigError, DataError
 from ovd_gym.records import Task
@@ -48,19 +48,7 @@ def jsonl_tasks(path: str | Path) -> Sequence[Task]:
 
     Raises :class:`~ovd_gym.errors.DataError` naming file, line and field; no task of a faulty file is returned.
     """
-    path = Path(path)
-    tasks = []
-    for number, line in enumerate(_lines(path), start=1):
-        if line.strip():
-            where = f"{path}:{number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{where}: not valid JSON: {error}") from error
-            tasks.append(_task(row, where, f"{path.name.partition('.')[0]}-{number}"))
-    if not tasks:
-        raise DataError(f"{path}: no tasks in it: expected one JSON object a line")
-    return tuple(tasks)
+    return tuple(_task(row) for row in read_rows(path))
 
 
 def hub_tasks(name: str, split: str = "train", config: str | None = None, **options: Any) -> Sequence[Task]:
@@ -72,15 +60,7 @@ def hub_tasks(name: str, split: str = "train", config: str | None = None, **opti
         config: the data set's configuration, such as "main" for GSM8K.
         options: further arguments of :func:`datasets.load_dataset`, such as ``data_files``.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise ConfigError("tasks from the hub need the 'datasets' package: pip install ovd-gym[train]") from error
-    try:
-        rows = datasets.load_dataset(name, config, split=split, **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"cannot load data set {name!r} (config {config!r}, split {split!r}): {error}") from error
-    return tuple(_task(dict(row), f"{name}:{split}:{k}", f"{name}-{split}-{k}") for k, row in enumerate(rows))
+    return tuple(_task(row) for row in hub_rows(name, split, config, **options))
 
 
 def split_tasks(tasks: Sequence[Task], held_out: float, seed: int) -> tuple[Sequence[Task], Sequence[Task]]:
@@ -115,45 +95,29 @@ class _Subset(Sequence[Task]):
         return self._tasks[int(self._indices[index])]
 
 
-def _lines(path: Path) -> Iterator[str]:
-    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            yield from file
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as JSON lines: {error}") from error
+def _task(row: Row) -> Task:
+    question = take_text(row, "question", "problem")
+    answers = _answers(row)
+    if "error" in row.fields:
+        row.fields["error"] = _tolerance(row.fields["error"], row.where)
+    return task_of(row, question, answers)
 
 
-def _task(row: Any, where: str, default_id: str) -> Task:
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
-    row = {key: value for key, value in row.items() if value is not None}
-    question = row.pop("question", None) or row.pop("problem", None)
-    if not isinstance(question, str):
-        raise DataError(f"{where}: field 'question' (or 'problem') is missing or not a text")
-    answers = _answers(row, where)
-    if "error" in row:
-        row["error"] = _tolerance(row["error"], where)
-    return Task(id=str(row.pop("id", default_id)), question=question, answers=answers, metadata=row)
-
-
-def _answers(row: dict[str, Any], where: str) -> tuple[str, ...]:
+def _answers(row: Row) -> tuple[str, ...]:
     """Take the gold answers out of ``row``."""
-    field = next((name for name in ("answers", "final_answer", "answer") if name in row), None)
+    fields = row.fields
+    field = next((name for name in ("answers", "final_answer", "answer") if name in fields), None)
     if field is None:
-        boxed = last_boxed(str(row.get("solution", "")))
+        boxed = last_boxed(str(fields.get("solution", "")))
         if not boxed:
-            raise DataError(rf"{where}: no field 'answers' or 'answer', and no 'solution' with a \boxed{{}}")
+            raise DataError(rf"{row.where}: no field 'answers' or 'answer', and no 'solution' with a \boxed{{}}")
         return (boxed,)
-    value = row.pop(field)
-    values = value if isinstance(value, list) else [value]
-    if not values or not all(isinstance(v, str | int | float) and str(v).strip() for v in values):
-        raise DataError(f"{where}: field {field!r} must be a text or a list of texts, none empty, got {value!r:.80}")
+    values = take_texts(row, field)
     if field == "answer":
-        values = [_after_hashes(str(v), row) for v in values]
-    if row.get("is_multiple_answer") in (True, "true", "True"):
-        return (", ".join(str(v).strip() for v in values),)
-    return tuple(str(v).strip() for v in values)
+        values = [_after_hashes(value, fields) for value in values]
+    if fields.get("is_multiple_answer") in (True, "true", "True"):
+        return (", ".join(values),)
+    return tuple(values)
 
 
 def _after_hashes(answer: str, row: dict[str, Any]) -> str:

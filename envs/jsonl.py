@@ -1,0 +1,95 @@
+"""Rows of question files: JSON lines, plain or gzipped, read one by one with errors that name file, line and field."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from ovd_gym.errors import DataError
+from ovd_gym.records import Task, first_problem
+
+__all__ = ["Row", "read_rows", "row_of", "take_text", "take_texts", "task_of"]
+
+
+class Row(NamedTuple):
+    """One row, with where it came from."""
+
+    where: str
+    """``file:line``, or ``data set:split:index``: what an error begins with."""
+    default_id: str
+    """The id of a row that has none of its own."""
+    fields: dict[str, Any]
+    """The row's fields without those that are null; the reader takes out what it understands."""
+
+
+def read_rows(path: str | Path, what: str = "tasks") -> Iterator[Row]:
+    """The rows of a ``.jsonl`` or ``.jsonl.gz`` file; empty lines are skipped.
+
+    Args:
+        path: the file.
+        what: what it should hold, for the message about an empty file.
+
+    Raises:
+        DataError: when it comes to a line that is no JSON object, or when the file cannot be read or is empty.
+    """
+    path = Path(path)
+    stem, found = path.name.partition(".")[0], False
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{where}: not valid JSON: {error}") from error
+            yield row_of(value, where, f"{stem}-{number}")
+            found = True
+    if not found:
+        raise DataError(f"{path}: no {what} in it: expected one JSON object a line")
+
+
+def row_of(value: Any, where: str, default_id: str) -> Row:
+    """``value`` as a row. Raises :class:`~ovd_gym.errors.DataError` when it is no JSON object."""
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected a JSON object, got {type(value).__name__}")
+    return Row(where, default_id, {key: item for key, item in value.items() if item is not None})
+
+
+def take_text(row: Row, *names: str) -> str:
+    """Take the first field of ``names`` that is not empty out of ``row``: it must be a text."""
+    value = next((v for name in names if (v := row.fields.pop(name, None))), None)
+    if not isinstance(value, str):
+        alternatives = "".join(f" (or {name!r})" for name in names[1:])
+        raise DataError(f"{row.where}: field {names[0]!r}{alternatives} is missing or not a text")
+    return value
+
+
+def take_texts(row: Row, name: str) -> list[str]:
+    """Take field ``name`` out of ``row``: a text or a list of texts (or numbers), none of them empty."""
+    value = row.fields.pop(name)
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(v, str | int | float) and str(v).strip() for v in values):
+        raise DataError(f"{row.where}: field {name!r} must be a text or a list of texts, none empty, got {value!r:.80}")
+    return [str(v).strip() for v in values]
+
+
+def task_of(row: Row, question: str, answers: Sequence[str]) -> Task:
+    """The task of ``row``; what nobody took out of the row becomes its metadata."""
+    name = str(row.fields.pop("id", row.default_id))
+    try:
+        return Task(id=name, question=question, answers=tuple(answers), metadata=row.fields)
+    except ValidationError as error:
+        raise DataError(f"{row.where}: {first_problem(error)}") from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            yield from file
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as JSON lines: {error}") from error

@@ -1,0 +1,54 @@
+"""The worker process: ``python -m ovd_gym.envs.worker ROLE`` answers calls read from standard input.
+
+One request a line, ``[function, arguments]``; one reply a line, ``{"value": ...}`` or ``{"error": "Type: text"}``.
+The first reply, before any request, says whether the process is ready. A role is ``package.module:function``; the
+function is called once and returns the functions that can be asked for, by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from ovd_gym.envs.processes import pack, unpack
+from ovd_gym.errors import ToolError
+
+__all__ = ["main"]
+
+
+def main(role: str) -> None:
+    """Serve until standard input ends."""
+    # What untrusted text makes a library print must not reach the protocol.
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    functions: Mapping[str, Callable[..., Any]] = {}
+
+    def handle(work: Callable[[], Any]) -> None:
+        try:
+            reply = json.dumps({"value": pack(work())})
+        except ToolError as error:
+            reply = json.dumps({"error": str(error)})
+        except Exception as error:  # noqa: BLE001  (libraries raise anything; the caller is told type and text)
+            reply = json.dumps({"error": f"{type(error).__name__}: {str(error)[:500]}"})
+        replies.write(reply.encode() + b"\n")
+        replies.flush()
+
+    def start() -> bool:
+        nonlocal functions
+        module, _, factory = role.partition(":")
+        functions = getattr(importlib.import_module(module), factory)()
+        return True
+
+    handle(start)
+    for line in sys.stdin.buffer:
+        function, arguments = json.loads(line)
+        handle(partial(functions[function], *unpack(arguments)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
