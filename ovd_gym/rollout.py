@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, cast
 
 import gymnasium as gym
@@ -116,24 +117,38 @@ def _play(
     schedule: Schedule,
 ) -> None:
     running: dict[Future[str | None], int] = {}
+    arrived: SimpleQueue[Future[str | None]] = SimpleQueue()
     ready: dict[int, str] = {}
+    finished = tokens = 0
     pool = ThreadPoolExecutor(schedule.tool_threads, thread_name_prefix="tools")
     try:
         turns = conversation.begin()
         while True:
-            running |= {pool.submit(episodes[row].take, turn): row for row, turn in turns.items()}
+            for row, turn in turns.items():
+                future = pool.submit(episodes[row].take, turn)
+                running[future] = row
+                future.add_done_callback(arrived.put)
+                tokens += len(turn.completion.ids)
             while running and (not ready or len(ready) < schedule.ready_share * (len(running) + len(ready))):
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
+                for future in _drained(arrived):
                     row, observation = running.pop(future), future.result()
-                    if observation is not None:
+                    if observation is None:
+                        finished += 1
+                    else:
                         ready[row] = observation
-                on_turn(sum(e.status is not None for e in episodes), sum(e.num_sampled for e in episodes))
+                on_turn(finished, tokens)
             if not ready:
                 return
             turns, ready = conversation.reply(dict(sorted(ready.items()))), {}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _drained(queue: SimpleQueue[Future[str | None]]) -> Iterator[Future[str | None]]:
+    """Wait for one, then take all that are there."""
+    yield queue.get()
+    while not queue.empty():
+        yield queue.get()
 
 
 class _Episode:
@@ -143,7 +158,6 @@ class _Episode:
         self.env = cast(ToolEnv, env.unwrapped)
         self.seed = seed
         self.status: str | None = None
-        self.num_sampled = 0
         self._wrapped = env
         self._task = task
         self._group_id = group_id
@@ -204,7 +218,6 @@ class _Episode:
         start = len(self._ids) + len(turn.fed)
         self._ids += [*turn.fed, *turn.completion.ids]
         self._logprobs += [*([0.0] * len(turn.fed)), *turn.completion.logprobs]
-        self.num_sampled += len(turn.completion.ids)
         return start
 
     def _record(self, completion: Completion, start: int, observation: str, info: dict[str, Any]) -> None:
