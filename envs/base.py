@@ -223,6 +223,13 @@ class ToolEnv(gym.Env[str, str]):
             raise EpisodeOver("no episode yet: call reset() first")
         return self._task
 
+    def shared_options(self) -> dict[str, Any]:
+        """Constructor options with which further instances share what this one has loaded, such as its tasks.
+
+        They take the place of ``tasks`` and ``task_options``.
+        """
+        return {"tasks": self.tasks}
+
     def opening(self) -> tuple[Message, ...]:
         """The conversation an agent starts from: instructions, then the question."""
         instructions = self.action_format.instructions(self.tools)

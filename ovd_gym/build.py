@@ -91,8 +91,8 @@ def make_envs(config: EnvConfig, count: int, options: Mapping[str, Any] | None =
     """
     merged = _merge(config.options, options or {})
     first = _make(config.id, merged)
-    shared = {**merged, "tasks": _tool_env(first).tasks}
-    shared.pop("task_options", None)
+    shared = {key: value for key, value in merged.items() if key not in ("tasks", "task_options")}
+    shared |= _tool_env(first).shared_options()
     return [first, *(_make(config.id, shared) for _ in range(count - 1))]
 
 

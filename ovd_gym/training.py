@@ -158,7 +158,7 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
                 done += 1
                 sampled = sum(t.num_sampled for t in trajectories)
                 # The mean of -logprob over sampled tokens is an unbiased estimate of the entropy they were drawn with.
-                row |= {"entropy": -sum(sum(t.logprobs) for t in trajectories) / sampled}
+                row |= {"entropy": sum(-sum(t.logprobs) for t in trajectories) / sampled}
                 row |= {"tokens_per_s": sampled / rolled, "step": done, "seconds": time.monotonic() - began}
                 recorder.record("step", row, trajectories, critiques)
                 display.step(row)

@@ -12,12 +12,17 @@ from gymnasium.utils.env_checker import check_env
 from pydantic import JsonValue
 
 from ovd_gym.actions import get_format
+from ovd_gym.agents.scripted import ScriptedAgent
+from ovd_gym.agents.searchers import follow_plans
+from ovd_gym.build import make_envs
+from ovd_gym.config import EnvConfig
 from ovd_gym.envs.web_search.base import Hit, Link, Page, ReadOutage, SearchOutage
 from ovd_gym.envs.web_search.env import SearchEnv
 from ovd_gym.envs.web_search.timed import TimedCalls
 from ovd_gym.errors import ConfigError, InfrastructureError, ToolError
 from ovd_gym.records import Task, ToolCall
 from ovd_gym.registry import register_envs
+from ovd_gym.rollout import rollout
 
 HERMES = get_format("hermes")
 TASK = Task(id="ada", question="Who wrote the first program?", answers=("Ada Lovelace", "Ada King"))
@@ -382,3 +387,17 @@ def test_environments_share_the_world() -> None:
     first.close()
     second.reset(seed=0)
     assert act(second, "search", query=second.task.question).startswith("[1] ")
+
+
+def test_instances_made_for_a_run_share_world_index_and_reader() -> None:
+    options = {"task_options": {"world_seed": 1, "size": 60, "count": 5, "hops": [1]}, "action_format": "line"}
+    envs = make_envs(EnvConfig(id="ovd_gym/Search-v0", options=options), 3)
+    first, *others = (env.unwrapped for env in envs)
+    assert isinstance(first, SearchEnv)
+    for other in others:
+        assert isinstance(other, SearchEnv)
+        assert other.tasks is first.tasks
+        assert other.backend is first.backend
+        assert other.reader is first.reader
+    trajectories = rollout(first.tasks[:3], envs, ScriptedAgent(follow_plans(first.tasks, action_format="line")))
+    assert [t.reward for t in trajectories] == [1.0, 1.0, 1.0]

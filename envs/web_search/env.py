@@ -194,6 +194,10 @@ class SearchEnv(ToolEnv):
         info |= {"seen": list(dict.fromkeys(self._trail.ids.values())), "visited": list(self._trail.visited)}
         return observation, reward, terminated, truncated, info
 
+    def shared_options(self) -> dict[str, Any]:
+        """The tasks, the backend and the reader; this instance closes what it made itself."""
+        return {"tasks": self.tasks, "backend": self.backend, "reader": self.reader}
+
     def close(self) -> None:
         """Close the backend and the reader if they were made here."""
         if self._owns_reader:
