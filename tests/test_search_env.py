@@ -390,7 +390,8 @@ def test_environments_share_the_world() -> None:
 
 
 def test_instances_made_for_a_run_share_world_index_and_reader() -> None:
-    options = {"task_options": {"world_seed": 1, "size": 60, "count": 5, "hops": [1]}, "action_format": "line"}
+    world: JsonValue = {"world_seed": 1, "size": 60, "count": 5, "hops": [1]}
+    options: dict[str, JsonValue] = {"task_options": world, "action_format": "line"}
     envs = make_envs(EnvConfig(id="ovd_gym/Search-v0", options=options), 3)
     first, *others = (env.unwrapped for env in envs)
     assert isinstance(first, SearchEnv)
