@@ -95,13 +95,15 @@ def _find(spec: str) -> tuple[Callable[..., Any], dict[str, str]]:
 
 
 def _import(spec: str, path: str) -> Callable[..., Any]:
+    """The class at ``path`` or a class method of it; nothing else is ever called, whatever a configuration may name."""
     module, _, attribute = path.partition(":")
     try:
         factory = attrgetter(attribute)(importlib.import_module(module))
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"cannot import search backend {spec!r} from {path!r}: {error}") from error
-    if not callable(factory):
-        raise ConfigError(f"search backend {spec!r}: {path!r} is a {type(factory).__name__}, expected a class")
+    owner = factory if isinstance(factory, type) else getattr(factory, "__self__", None)
+    if not (isinstance(owner, type) and callable(getattr(owner, "search", None))):
+        raise ConfigError(f"search backend {spec!r}: {path!r} is no class with a method search")
     return cast(Callable[..., Any], factory)
 
 
