@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
 from ovd_gym.errors import ConfigError, OvdGymError, unknown
+from ovd_gym.plugins import check_options
 from ovd_gym.teachers.base import Teacher
 
 __all__ = ["BUILT_IN", "ENTRY_POINTS", "make_teacher"]
@@ -46,7 +46,7 @@ def make_teacher(spec: str | Teacher | Mapping[str, Any], **options: Any) -> Tea
             raise ConfigError(f"a teacher needs a 'name', got {dict(spec)}")
         return make_teacher(name, **rest | options)
     factory = _find(spec)
-    _check_options(spec, factory, options)
+    check_options(f"teacher {spec!r}", factory, options)
     try:
         return factory(**options)
     except OvdGymError:
@@ -79,16 +79,3 @@ def _import(spec: str, path: str) -> type[Teacher]:
     if found.__abstractmethods__:
         raise ConfigError(f"teacher {spec!r} lacks {', '.join(sorted(found.__abstractmethods__))}()")
     return found
-
-
-def _check_options(spec: str, factory: type[Teacher], options: Mapping[str, Any]) -> None:
-    signature = inspect.signature(factory)
-    parameters = signature.parameters.values()
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        for name in options:
-            if name not in signature.parameters:
-                raise ConfigError(unknown(f"option of teacher {spec!r}:", name, signature.parameters))
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        raise ConfigError(f"teacher {spec!r}: {error}; its options: {signature}") from None

@@ -25,15 +25,16 @@ LAYERS = (
     {"rollout", "learner", "recorder", "wrappers", "registry", "report", "progress"},
     {"batch", "losses", "credit", "config"},
     {"llm", "actions", "sanitize", "statistics", "arithmetic"},
+    {"plugins"},
     {"records", "errors"},
 )
 PLUGIN_USERS = {"", "__main__", "cli", "cli_search", "training", "build", "evaluate", "rollout", "wrappers", "registry"}
 """The core modules ("" is the package itself) that may import from the plug-ins; all others are handed objects."""
 
 PLUGIN_IMPORTS = {
-    "envs": {"records", "errors", "actions", "sanitize", "arithmetic"},
+    "envs": {"records", "errors", "plugins", "actions", "sanitize", "arithmetic"},
     "agents": {"records", "errors", "actions", "sanitize", "config", "llm"},
-    "teachers": {"records", "errors", "actions", "sanitize", "arithmetic", "llm"},
+    "teachers": {"records", "errors", "plugins", "actions", "sanitize", "arithmetic", "llm"},
 }
 """What each plug-in folder sees of the core, besides itself. The three never import each other."""
 

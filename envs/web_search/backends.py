@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import json
 import sqlite3
 import threading
@@ -21,6 +20,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from ovd_gym.envs.web_search.base import Hit, SearchBackend, SearchOutage
 from ovd_gym.envs.web_search.engines.limits import SYSTEM, Clock
 from ovd_gym.errors import ConfigError, DataError, unknown
+from ovd_gym.plugins import check_options
 
 __all__ = ["BUILT_IN", "ENTRY_POINTS", "BackendSpec", "CachedBackend", "FailoverBackend", "make_backend"]
 
@@ -70,7 +70,7 @@ def make_backend(spec: BackendSpec, **options: Any) -> SearchBackend:
         return _checked(spec, spec)
     factory, arguments = _find(spec)
     label = spec if spec.partition(":")[0] not in BUILT_IN else spec.partition(":")[0]  # without its address
-    _check_options(label, factory, arguments | options)
+    check_options(f"search backend {label!r}", factory, arguments | options)
     return _checked(label, factory(**arguments | options))
 
 
@@ -105,19 +105,6 @@ def _import(spec: str, path: str) -> Callable[..., Any]:
     if not (isinstance(owner, type) and callable(getattr(owner, "search", None))):
         raise ConfigError(f"search backend {spec!r}: {path!r} is no class with a method search")
     return cast(Callable[..., Any], factory)
-
-
-def _check_options(spec: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    signature = inspect.signature(factory)
-    parameters = signature.parameters.values()
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        for name in options:
-            if name not in signature.parameters:
-                raise ConfigError(unknown(f"option of search backend {spec!r}:", name, signature.parameters))
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        raise ConfigError(f"search backend {spec!r}: {error}; its options: {', '.join(signature.parameters)}") from None
 
 
 def _checked(spec: object, backend: Any) -> SearchBackend:
