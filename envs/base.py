@@ -236,6 +236,13 @@ class ToolEnv(gym.Env[str, str]):
         system = "\n\n".join(filter(None, (self._system_prompt, instructions)))
         return Message(role="system", content=system), Message(role="user", content=self.task.question)
 
+    def reopen(self) -> bool:
+        """Let an episode that ended with an answer go on; False if its turns or tokens are used up."""
+        if self._exhausted():
+            return False
+        self._over = False
+        return True
+
     def snapshot(self) -> EpisodeSnapshot:
         """The whole episode up to now, as a record."""
         return EpisodeSnapshot(

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ovd_gym.agents.base import Agent
 from ovd_gym.agents.scripted import Policy, ScriptedAgent
 from ovd_gym.agents.student import Student, make_chat
-from ovd_gym.config import DemonstratorConfig, EnvConfig, TrainConfig
+from ovd_gym.config import DemonstratorConfig, EnvConfig, FeedbackConfig, TrainConfig
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.errors import ConfigError, OvdGymError, unknown
 from ovd_gym.learner import Learner, trainable_model
@@ -25,6 +25,7 @@ from ovd_gym.records import Task
 from ovd_gym.rollout import Env
 from ovd_gym.teachers.base import Teacher
 from ovd_gym.teachers.registry import make_teacher
+from ovd_gym.wrappers import TeacherFeedback
 
 __all__ = ["Parts", "build", "make_envs"]
 
@@ -70,6 +71,11 @@ def build(config: TrainConfig, teacher: Teacher | None = None) -> Parts:
         teacher = make_teacher(config.teacher.name, **config.teacher.options)
     if teacher is not None:
         teacher.seed(config.seed)
+        if config.feedback is not None:
+            envs = _advised(envs, teacher, config.feedback)
+            held_out_envs = (
+                _advised(held_out_envs, teacher, config.feedback) if config.feedback.evaluation else held_out_envs
+            )
     model, tokenizer = load_model(config.student.model, dtype=config.student.dtype, device=config.student.device)
     decoder = Decoder(trainable_model(model, config.learner, config.seed))
     chat = make_chat(tokenizer, config.student.chat, config.student.plain)
@@ -108,6 +114,11 @@ def _make(name: str, options: Mapping[str, Any]) -> Env:
         raise ConfigError(f"environment {name!r} cannot be made: {type(error).__name__}: {_line(error)}") from error
     _tool_env(env)
     return cast(Env, env)
+
+
+def _advised(envs: Sequence[Env], teacher: Teacher, config: FeedbackConfig) -> list[Env]:
+    """``envs`` in which the teacher speaks."""
+    return [TeacherFeedback(env, teacher, when=config.when, threshold=config.threshold) for env in envs]
 
 
 def _policy(config: DemonstratorConfig, tasks: Sequence[Task]) -> Policy:

@@ -71,7 +71,8 @@ def _train(config: Path | None, settings: list[str], resume: Path | None) -> Non
             continue
         console.print(
             f"accuracy after {row['step']:>3} steps: {row['accuracy']:.3f} "
-            f"[{row['low']:.3f}, {row['high']:.3f}] on {row['episodes']} held-out episodes",
+            f"[{row['low']:.3f}, {row['high']:.3f}] on {row['episodes']} held-out episodes"
+            + (", helped by the teacher's feedback" if row.get("helped") else ""),
             highlight=False,
             markup=False,
         )

@@ -20,6 +20,7 @@ __all__ = [
     "DemonstratorConfig",
     "EnvConfig",
     "EvaluationConfig",
+    "FeedbackConfig",
     "LearnerConfig",
     "PlainTemplate",
     "RolloutConfig",
@@ -85,6 +86,20 @@ class TeacherConfig(Record):
     """Training stops when a larger share of a step's scores is missing."""
 
 
+class FeedbackConfig(Record):
+    """The teacher speaks to the student while it acts (:class:`~ovd_gym.wrappers.TeacherFeedback`).
+
+    Metrics and evaluations say which share of the episodes was ``helped``.
+    """
+
+    when: Literal["step", "retry"]
+    """After every step, or when an answer is scored too low, for one more attempt."""
+    threshold: Annotated[float, Field(ge=0, le=9)] = 5.0
+    """An answer scored below it may be given once more (``retry``)."""
+    evaluation: bool = False
+    """Help in the held-out episodes, too; False measures what the student can do alone."""
+
+
 class DemonstratorConfig(Record):
     """Who shows how it is done: a policy that plays the training tasks (arm ``imitation``)."""
 
@@ -141,6 +156,7 @@ class TrainConfig(Record):
     env: EnvConfig = EnvConfig()
     student: StudentConfig
     teacher: TeacherConfig | None = TeacherConfig()
+    feedback: FeedbackConfig | None = None
     demonstrator: DemonstratorConfig | None = None
     credit: CreditConfig = CreditConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -157,6 +173,10 @@ class TrainConfig(Record):
     def _effective(self) -> Self:
         if self.credit.arm == "score-reward" and self.teacher is None:
             raise ValueError("credit.arm 'score-reward' needs a teacher; set one, or choose arm 'grpo'")
+        if self.feedback is not None and self.teacher is None:
+            raise ValueError("feedback is the teacher's: set a teacher, or remove feedback")
+        if self.feedback is not None and self.feedback.when == "step":
+            _no_effect(self.feedback, "feedback", {"threshold"}, "with feedback.when 'step'")
         imitation = self.credit.arm == "imitation"
         if imitation != (self.demonstrator is not None):
             raise ValueError("a demonstrator belongs to credit.arm 'imitation', and that arm needs one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,23 +59,27 @@ def evaluate(
 def summarize(trajectories: Sequence[Trajectory], critiques: Sequence[Critique]) -> dict[str, float | None]:
     """Means over episodes and scores that make up a metrics row; None where there is nothing to average.
 
-    ``reward``, ``em`` (share with reward 1), ``turns``, ``truncated``, ``failed`` (shares), ``score`` (mean trajectory
-    score, 0-9), ``step_score``, ``invalid_share`` (of all scores), ``zero_variance_share`` (of the groups).
+    ``reward``, ``em`` (share with reward 1), ``turns``, ``truncated``, ``failed`` (shares), ``helped`` (share that
+    read a teacher's feedback), ``score`` (mean trajectory score, 0-9), ``step_score``, ``invalid_share`` (of all
+    scores), for each status that occurred ``invalid_timeout`` and the like, ``zero_variance_share`` (of the groups).
     """
     graded = [t for t in trajectories if t.reward is not None]
     groups: dict[str, list[float]] = {}
     for t in graded:
         groups.setdefault(t.group_id, []).append(t.reward or 0.0)
     scores = [score for c in critiques for score in (*c.steps, c.trajectory)]
+    causes = Counter(score.status for score in scores if not score.valid)
     return {
         "reward": _mean(t.reward for t in graded),
         "em": _mean(t.reward == 1.0 for t in graded),
         "turns": _mean(len(t.steps) for t in trajectories),
         "truncated": _mean(t.status == "truncated" for t in trajectories),
         "failed": _mean(t.status == "failed" for t in trajectories),
+        "helped": _mean(any(step.feedback for step in t.steps) for t in trajectories),
         "score": _mean(c.trajectory.mean for c in critiques),
         "step_score": _mean(score.mean for c in critiques for score in c.steps),
         "invalid_share": _mean(not score.valid for score in scores),
+        **{f"invalid_{status}": count / len(scores) for status, count in sorted(causes.items())},
         "zero_variance_share": _mean(max(g) == min(g) for g in groups.values() if len(g) > 1),
     }
 

@@ -24,6 +24,7 @@ from ovd_gym.errors import DataError
 __all__ = [
     "Critique",
     "Message",
+    "Probability",
     "Record",
     "Score",
     "ScoreStatus",
@@ -103,6 +104,8 @@ class Step(Record):
     call: ToolCall | None = None
     """None where the text holds no valid call (see ``error``) or is a paragraph before the last."""
     observation: Text = ""
+    feedback: Text = ""
+    """What a teacher told the student after this step, in a run with feedback; no part of what teachers judge."""
     error: Text | None = None
     """Why the call was refused; the observation says the same to the student."""
 

@@ -222,6 +222,7 @@ class _Episode:
 
     def _record(self, completion: Completion, start: int, observation: str, info: dict[str, Any]) -> None:
         ends = self.env.action_format.step_ends(completion.text)
+        feedback = info.get("feedback", "")  # only there under a TeacherFeedback
         spans = step_spans(completion.text, completion.offsets, ends)
         for i, (text, first, end) in enumerate(spans):
             last = i == len(spans) - 1
@@ -231,7 +232,8 @@ class _Episode:
                     start=start + first,
                     end=start + end,
                     call=ToolCall.model_validate(info["call"]) if last and info["call"] else None,
-                    observation=observation if last else "",
+                    observation=observation.removesuffix(feedback) if last else "",
+                    feedback=feedback if last else "",
                     error=info["error"] if last else None,
                 )
             )
