@@ -40,6 +40,15 @@ class Chat(ABC):
     def opening(self, messages: Sequence[Message]) -> list[int]:
         """Ids up to where the student begins to write."""
 
+    def prompt(self, messages: Sequence[Message], stop: Sequence[str]) -> list[int]:
+        """Ids of a conversation that may have begun already: turn and observation by turns after the opening."""
+        begun = next((i for i, message in enumerate(messages) if message.role == "assistant"), len(messages))
+        ids = self.opening(messages[:begun])
+        for said, heard in zip(messages[begun::2], messages[begun + 1 :: 2], strict=True):
+            turn = self.spoken(said.content, stop)
+            ids += [*turn.ids, *self.observation(heard.content, turn)]
+        return ids
+
     @abstractmethod
     def observation(self, text: str, after: Completion) -> list[int]:
         """Ids from the end of the student's turn ``after`` up to where the student writes again."""

@@ -53,7 +53,8 @@ class _Conversation:
         self._last: dict[int, Completion] = {}
 
     def begin(self) -> dict[int, Turn]:
-        return {row: self._turn(row, self._chat.opening(messages)) for row, messages in enumerate(self._histories)}
+        prompts = [self._chat.prompt(messages, self._stop) for messages in self._histories]
+        return {row: self._turn(row, ids) for row, ids in enumerate(prompts)}
 
     def reply(self, observations: Mapping[int, str]) -> dict[int, Turn]:
         for row, text in observations.items():
@@ -71,7 +72,7 @@ class _Conversation:
 class _Bytes:
     """A layout without a tokenizer: UTF-8 bytes, one message a line."""
 
-    def opening(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(self, messages: Sequence[Message], stop: Sequence[str]) -> list[int]:
         return list("".join(f"{message.content}\n" for message in messages).encode())
 
     def observation(self, text: str, after: Completion) -> list[int]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import fsum
 from typing import Any, NamedTuple
 
 from pydantic import JsonValue
@@ -113,10 +114,12 @@ def title_searcher(
     action_format: str | ActionFormat = "hermes",
     top_k: int | None = None,
     open_top: int = 0,
+    oracle: bool = False,
 ) -> Policy:
     """Search for each title, and give the first of ``answers`` that stands in what was read, else refuse.
 
-    How far somebody gets who knows what to look for, but has to find it.
+    How far somebody gets who knows what to look for, but has to find it. The answer "yes" or "no" to a comparison
+    stands on no page: such questions are refused, unless by an ``oracle``.
 
     Args:
         titles: what to search for, in turn.
@@ -124,6 +127,8 @@ def title_searcher(
         action_format: how calls are written.
         top_k: number of hits to ask for; None leaves it to the tool.
         open_top: results to open after each search, by their number; 0 reads the results' own words only.
+        oracle: once a result of every title has been read, give a gold answer of "yes" or "no", too. It is *told*
+            then, not read: the share of right answers says what can be found, not what can be answered.
     """
     moves: list[tuple[str, str]] = []
     for title in titles:
@@ -133,7 +138,11 @@ def title_searcher(
         if (turn := _turn(messages)) < len(moves):
             name, argument = moves[turn]
             return _search(action_format, argument, top_k) if name == "search" else _open(action_format, argument)
-        read = " ".join(_words("\n".join(_results(messages))))
+        results = "\n".join(_results(messages))
+        if {answer.casefold() for answer in answers} <= {"yes", "no"}:
+            told = oracle and all(_is_title_in(title, results) for title in titles)
+            return _answer(action_format, answers[0] if told else REFUSAL)
+        read = " ".join(_words(results))
         found = (answer for answer in answers if f" {' '.join(_words(answer))} " in f" {read} ")
         return _answer(action_format, next(found, REFUSAL))
 
@@ -208,6 +217,12 @@ def _results(messages: Sequence[Message]) -> list[str]:
     return [message.content for message in messages if message.role == "tool"]
 
 
+def _is_title_in(title: str, results: str) -> bool:
+    """Whether a result or an open page has that title: its head line, ``[1] Title — source (address)`` or the like."""
+    title = re.escape(" ".join(title.split()))
+    return re.search(rf"^(?:\[\d+\] )?{title}(?: —| \(|$)", results, re.MULTILINE) is not None
+
+
 def _address(page: str, messages: Sequence[Message]) -> str | None:
     """The address of ``page`` where a result named it, the last one first."""
     named = re.compile(rf"(?:https?://[^\s<>()\[\]\"']*/|doc:){re.escape(page)}(?![\w-])")
@@ -251,7 +266,8 @@ def _guess(question: str, results: str) -> str | None:
     asked = set(_words(question))
     spread = Counter(word for sentence in sentences for word in asked & set(_words(sentence)))
     kind = next((pattern for cue, pattern in _KINDS if cue.search(question)), _NAME)
-    weights = [sum(1 / spread[word] for word in asked & set(_words(sentence))) for sentence in sentences]
+    # fsum, since the order of a set differs from process to process, and with it the last bits of a sum.
+    weights = [fsum(1 / spread[word] for word in asked & set(_words(sentence))) for sentence in sentences]
     for place in sorted(range(len(sentences)), key=lambda n: -weights[n]):
         for phrase in kind.findall(sentences[place].rpartition(": ")[2]):
             if set(_words(phrase)) - asked:

@@ -38,7 +38,7 @@ class Student:
     ) -> Conversation:
         """See :class:`~ovd_gym.agents.base.Agent`."""
         sampling = Sampling(self.max_turn_tokens, greedy, tuple(stop), self.chat.stop_ids)
-        prompts = [tuple(self.chat.opening(messages)) for messages in openings]
+        prompts = [tuple(self.chat.prompt(messages, stop)) for messages in openings]
         return _Conversation(self.chat, self.lm.open(seeds, sampling), prompts)
 
 

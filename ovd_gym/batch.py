@@ -26,18 +26,22 @@ class Batch:
     """Exactly as sampled and fed; padding is 0 and never trained."""
     lengths_B: Tensor
     mask_BT: Tensor
-    """True on sampled tokens: the only ones in the loss, KL or entropy."""
+    """True on the tokens of steps, sampled or demonstrated: the only ones in the loss."""
     advantages_BT: Tensor
     """The advantage of a token's step; 0 where not sampled."""
     rollout_logprobs_BT: Tensor
     """Nats, from the engine that sampled; 0 where not sampled."""
+    taught_BT: Tensor
+    """True on a demonstrator's tokens: trained, but not sampled by the policy."""
+    correct_B: Tensor
+    """True where the environment's reward is 1."""
 
     def __len__(self) -> int:
         return len(self.token_ids_BT)
 
     @property
     def num_trained(self) -> int:
-        """N, the number of sampled tokens."""
+        """N, the number of tokens in the loss."""
         return int(self.mask_BT.sum())
 
     def to(self, device: torch.device) -> Batch:
@@ -48,13 +52,8 @@ class Batch:
         """The rows ``index``, cut to the longest of them."""
         picked = torch.as_tensor(index, dtype=torch.long, device=self.lengths_B.device)
         width = int(self.lengths_B[picked].max())
-        return Batch(
-            self.token_ids_BT[picked, :width],
-            self.lengths_B[picked],
-            self.mask_BT[picked, :width],
-            self.advantages_BT[picked, :width],
-            self.rollout_logprobs_BT[picked, :width],
-        )
+        parts = (getattr(self, field.name)[picked] for field in fields(self))
+        return Batch(*(part[:, :width] if part.dim() > 1 else part for part in parts))
 
     def informative(self) -> Batch | None:
         """The rows whose advantages are not all zero; None if there is no such row."""
@@ -77,6 +76,7 @@ def pack(trajectories: Sequence[Trajectory], credits: Sequence[Credit]) -> Batch
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
     advantages = torch.zeros(len(rows), width)
     logprobs = torch.zeros(len(rows), width)
+    taught = torch.zeros(len(rows), width, dtype=torch.bool)
     for i, (row, credit) in enumerate(zip(rows, credits, strict=True)):
         length = len(row.token_ids)
         token_ids[i, :length] = torch.tensor(row.token_ids)
@@ -84,8 +84,10 @@ def pack(trajectories: Sequence[Trajectory], credits: Sequence[Credit]) -> Batch
         logprobs[i, :length] = torch.tensor(row.logprobs)
         for step, advantage in zip(row.steps, credit.advantages, strict=True):
             advantages[i, step.start : step.end] = advantage
+            taught[i, step.start : step.end] = step.source == "teacher"
     lengths = torch.tensor([len(row.token_ids) for row in rows])
-    return Batch(token_ids, lengths, mask, advantages, logprobs)
+    correct = torch.tensor([row.reward == 1.0 for row in rows])
+    return Batch(token_ids, lengths, mask, advantages, logprobs, taught, correct)
 
 
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Batch]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,8 @@ import gymnasium as gym
 from transformers import PreTrainedTokenizerBase
 
 from ovd_gym.agents.base import Agent
+from ovd_gym.agents.chat import Chat
+from ovd_gym.agents.retold import Retold
 from ovd_gym.agents.scripted import Policy, ScriptedAgent
 from ovd_gym.agents.student import Student, make_chat
 from ovd_gym.config import DemonstratorConfig, EnvConfig, FeedbackConfig, TrainConfig
@@ -21,6 +23,7 @@ from ovd_gym.learner import Learner, trainable_model
 from ovd_gym.llm.decoder import Decoder
 from ovd_gym.llm.models import load_model
 from ovd_gym.llm.transformers_lm import TransformersLM
+from ovd_gym.plugins import check_options, find_function
 from ovd_gym.records import Task
 from ovd_gym.rollout import Env
 from ovd_gym.teachers.base import Teacher
@@ -52,6 +55,15 @@ class Parts:
         model: Any = self.learner.decoder.model
         model.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
+
+    def at_update(self, updates: int) -> None:
+        """Tell the training environments that have an ``at_update`` how many learner updates there have been.
+
+        Held-out ones are never told: what they ask stays the same, so that evaluations can be compared.
+        """
+        for env in self.envs:
+            if env.has_wrapper_attr("at_update"):
+                env.get_wrapper_attr("at_update")(updates)
 
     def close(self) -> None:
         """Close all environments."""
@@ -86,7 +98,7 @@ def build(config: TrainConfig, teacher: Teacher | None = None) -> Parts:
     for env in (*envs, *held_out_envs):
         _tool_env(env).count_tokens = chat.count_tokens
     learner = Learner(decoder, config.learner, config.steps)
-    demonstrator = ScriptedAgent(_policy(config.demonstrator, tasks), chat) if config.demonstrator else None
+    demonstrator = _demonstrator(config, config.demonstrator, tasks, chat) if config.demonstrator else None
     return Parts(student, learner, teacher, demonstrator, tokenizer, envs, tasks, held_out_envs, held_out_tasks)
 
 
@@ -121,18 +133,24 @@ def _advised(envs: Sequence[Env], teacher: Teacher, config: FeedbackConfig) -> l
     return [TeacherFeedback(env, teacher, when=config.when, threshold=config.threshold) for env in envs]
 
 
+def _demonstrator(config: TrainConfig, given: DemonstratorConfig, tasks: Sequence[Task], chat: Chat) -> Agent:
+    """The demonstrator; it speaks in the student's tokens."""
+    if given.model is None:
+        return ScriptedAgent(_policy(given, tasks), chat)
+    model, tokenizer = load_model(given.model, dtype=config.student.dtype, device=config.student.device)
+    own = make_chat(tokenizer, "auto")
+    own.stop_ids = tuple(dict.fromkeys((*own.stop_ids, *_end_ids(model))))
+    return Retold(Student(TransformersLM(Decoder(model), tokenizer), own, given.max_turn_tokens), chat)
+
+
 def _policy(config: DemonstratorConfig, tasks: Sequence[Task]) -> Policy:
     """The demonstrator's policy for ``tasks``."""
-    module, _, name = config.policy.partition(":")
+    factory = find_function("demonstrator.policy", config.policy or "")
+    check_options(f"demonstrator.policy {config.policy!r}", partial(factory, tasks), config.options)
     try:
-        factory = getattr(import_module(module), name)
         policy: Policy = factory(tasks, **config.options)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"demonstrator.policy {config.policy!r}: {error}; expected 'package.module:function'"
-        ) from None
-    except TypeError as error:
-        raise ConfigError(f"demonstrator.options: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"demonstrator.policy {config.policy!r}: {error}") from None
     return policy
 
 

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 
-from ovd_gym.credit import CreditConfig
+from ovd_gym.credit import FROM_SCORES, CreditConfig
 from ovd_gym.errors import ConfigError, unknown
 from ovd_gym.records import Record
+from ovd_gym.selection import SelectionConfig
 
 __all__ = [
     "DemonstratorConfig",
@@ -101,11 +102,23 @@ class FeedbackConfig(Record):
 
 
 class DemonstratorConfig(Record):
-    """Who shows how it is done: a policy that plays the training tasks (arm ``imitation``)."""
+    """Who shows how it is done (arms ``ovd``, ``ovd-prefix`` and ``imitation``): a function, or a model."""
 
-    policy: str
+    policy: str | None = None
     """``package.module:function``, called as ``function(tasks, **options)``; returns a policy for a ScriptedAgent."""
     options: dict[str, JsonValue] = {}
+    model: str | None = None
+    """A stronger model, named like ``student.model``; it speaks in its own template, and its words are written in the
+    student's tokens."""
+    max_turn_tokens: Annotated[int, Field(ge=1)] = 256
+    """Of the model, per turn."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.policy is None) == (self.model is None):
+            raise ValueError("a demonstrator is either a policy or a model: give one of them")
+        _no_effect(self, "demonstrator", {"options"} if self.model else {"max_turn_tokens"}, "with this demonstrator")
+        return self
 
 
 class RolloutConfig(Record):
@@ -114,6 +127,8 @@ class RolloutConfig(Record):
     tasks_per_step: Annotated[int, Field(ge=1)] = 8
     group_size: Annotated[int, Field(ge=1)] = 8
     """Episodes per task; advantages compare them."""
+    resample: Annotated[int, Field(ge=0)] = 0
+    """How often a step's groups without any difference in reward are dropped and other tasks asked instead."""
 
 
 class LearnerConfig(Record):
@@ -131,8 +146,24 @@ class LearnerConfig(Record):
     """Optimiser steps per batch. The ratio is exactly 1 in the first; clipping acts from the second on."""
     clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
     clip_high: Annotated[float, Field(gt=0)] = 0.28
+    ratio: Literal["token", "sequence"] = "token"
+    """Whether each token is clipped by its own ratio, or by the mean of its trajectory (GSPO)."""
+    aggregation: Literal["token-mean", "sequence-mean", "fixed-length"] = "token-mean"
+    """How token losses are added up: see :func:`~ovd_gym.losses.token_weights`."""
+    fixed_length: Annotated[int, Field(ge=1)] | None = None
+    """Tokens, for ``aggregation: fixed-length``: the most that an episode may sample, say."""
+    teacher_tokens: Literal["shaped", "as-student", "nll"] = "shaped"
+    """How a demonstrator's tokens are trained (:mod:`ovd_gym.learner`). Arms ``ovd`` and ``ovd-prefix``."""
     kl_weight: Annotated[float, Field(ge=0)] = 0.0
     """beta. Above 0, the untrained model is the reference (with LoRA: the adapters switched off, no copy)."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """See :func:`~ovd_gym.losses.kl_estimate`."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Whether beta times the KL is added to a token's loss, or taken from its advantage."""
+    entropy_weight: Annotated[float, Field(ge=0)] = 0.0
+    """eta, the weight of an entropy bonus."""
+    safeguard_weight: Annotated[float, Field(ge=0)] = 0.0
+    """mu. Above 0, right trajectories are kept from becoming less likely; acts from the second epoch on."""
     micro_batch_tokens: Annotated[int, Field(ge=1)] = 4096
     """Padded tokens per forward and backward pass; gradients are accumulated over a batch's passes."""
     logit_chunk: Annotated[int, Field(ge=1)] = 512
@@ -159,6 +190,7 @@ class TrainConfig(Record):
     feedback: FeedbackConfig | None = None
     demonstrator: DemonstratorConfig | None = None
     credit: CreditConfig = CreditConfig()
+    selection: SelectionConfig = SelectionConfig()
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig | None = None
@@ -178,21 +210,18 @@ class TrainConfig(Record):
         if self.feedback is not None and self.feedback.when == "step":
             _no_effect(self.feedback, "feedback", {"threshold"}, "with feedback.when 'step'")
         imitation = self.credit.arm == "imitation"
-        if imitation != (self.demonstrator is not None):
-            raise ValueError("a demonstrator belongs to credit.arm 'imitation', and that arm needs one")
+        taught = self.credit.arm in ("imitation", "ovd", "ovd-prefix")
+        if taught != (self.demonstrator is not None):
+            raise ValueError("a demonstrator belongs to the arms 'imitation', 'ovd', 'ovd-prefix', and they need one")
         if imitation != (self.rollout.group_size == 1):
             raise ValueError(
                 f"rollout.group_size is {self.rollout.group_size}: arm 'imitation' takes 1 (a demonstration is the "
                 "same every time), the other arms at least 2 (they compare)"
             )
         if imitation:
-            keys = {"trajectory_weight", "step_weight", "normalize", "clip"}
-            _no_effect(self.credit, "credit", keys, "with credit.arm 'imitation'")
-            _no_effect(self.learner, "learner", {"kl_weight", "epochs"}, "with credit.arm 'imitation'")
-        if self.credit.arm == "grpo":
-            _no_effect(self.credit, "credit", {"trajectory_weight", "step_weight"}, "with credit.arm 'grpo'")
-        if self.learner.epochs == 1:
-            _no_effect(self.learner, "learner", {"clip_low", "clip_high"}, "with learner.epochs 1")
+            _no_effect(self.credit, "credit", set(CreditConfig.model_fields) - {"arm"}, "with credit.arm 'imitation'")
+        self._effective_arm()
+        self._effective_learner()
         if self.learner.lora_rank == 0 and self.student.dtype != "float32":
             raise ValueError(
                 "student.dtype 'bfloat16' with learner.lora_rank 0 would lose most updates to rounding; "
@@ -211,12 +240,54 @@ class TrainConfig(Record):
             raise ValueError(f"student.plain has no effect with student.chat {self.student.chat!r}; use 'plain'")
         return self
 
+    def _effective_arm(self) -> None:
+        """Raise ValueError for what the arm needs and lacks, or has and does not read."""
+        credit, arm = self.credit, f"with credit.arm {self.credit.arm!r}"
+        filters = self.credit.arm in ("ovd", "ovd-prefix")
+        if filters and self.teacher is None:
+            raise ValueError(f"credit.arm {self.credit.arm!r} filters by the teacher's scores: set a teacher")
+        if filters and self.rollout.group_size < 3:
+            raise ValueError(f"rollout.group_size must be at least 3 {arm}: one of a group is replaced, two compare")
+        if not filters:
+            _no_effect(self, "", {"selection"}, arm)
+            _no_effect(self.learner, "learner", {"teacher_tokens"}, arm)
+        if self.credit.arm != "score-reward":
+            _no_effect(credit, "credit", {"trajectory_weight"}, arm)
+            if credit.step_term in FROM_SCORES:
+                raise ValueError(
+                    f"credit.step_term {credit.step_term!r} needs step scores, which arm 'score-reward' has"
+                )
+            if credit.step_term in (None, "outcome"):
+                _no_effect(credit, "credit", {"step_weight"}, f"{arm} and no step term")
+        if credit.arm in ("imitation", "score-reward"):
+            _no_effect(self.rollout, "rollout", {"resample"}, f"{arm}: it learns from every group")
+        if credit.overlong is not None and credit.overlong[0] >= credit.overlong[1]:
+            raise ValueError(f"credit.overlong is (from, to) with from < to, got {credit.overlong}")
+
+    def _effective_learner(self) -> None:
+        """Raise ValueError for an option of the learner that would change nothing."""
+        learner = self.learner
+        if self.credit.arm == "imitation":
+            kept = {"learning_rate", "schedule", "warmup_steps", "lora_rank", "weight_decay", "max_grad_norm"}
+            kept |= {"micro_batch_tokens", "logit_chunk"}
+            _no_effect(learner, "learner", set(LearnerConfig.model_fields) - kept, "with credit.arm 'imitation'")
+        if learner.epochs == 1:
+            _no_effect(
+                learner, "learner", {"clip_low", "clip_high", "safeguard_weight", "ratio"}, "with learner.epochs 1"
+            )
+        if learner.kl_weight == 0:
+            _no_effect(learner, "learner", {"kl_estimator", "kl_in"}, "with learner.kl_weight 0")
+        if learner.kl_estimator == "k1" and learner.kl_in == "loss" and learner.kl_weight > 0:
+            raise ValueError("learner.kl_estimator 'k1' has no gradient on average as a loss; set kl_in 'reward'")
+        if (learner.aggregation == "fixed-length") != (learner.fixed_length is not None):
+            raise ValueError("learner.fixed_length belongs to aggregation 'fixed-length', which needs it")
+
 
 def _no_effect(section: Record, name: str, keys: set[str], why: str) -> None:
     """Raise ValueError if one of ``keys`` is set to something else than its default, although it has no effect."""
     for key in sorted(keys):
         if getattr(section, key) != type(section).model_fields[key].default:
-            raise ValueError(f"{name}.{key} has no effect {why}; remove it")
+            raise ValueError(f"{name}.{key}".lstrip(".") + f" has no effect {why}; remove it")
 
 
 def load_config(source: str | Path | Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> TrainConfig:

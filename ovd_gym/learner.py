@@ -1,11 +1,14 @@
 """The learner: a model, an optimiser and ``update(batch) -> metrics``.
 
-Objective (letters as in :mod:`ovd_gym.losses`; N counts every sampled token of the batch)::
+Objective (letters as in :mod:`ovd_gym.losses`; a_t is the token's share in the aggregation, 1 / N by default)::
 
-    L = (1 / N) sum_t [ -w_t min(rho_t A_t, clip(rho_t, 1 - low, 1 + high) A_t) + beta k3(pi || ref)_t ]
+    L = sum_t a_t [ -w_t min(rho_t A_t, clip(rho_t, 1 - low, 1 + high) A_t) + beta kl_t - eta H_t + mu drop_t ]
 
-Rows without any advantage have no policy gradient: with ``beta = 0`` they are left out of the forward pass, but
-not of ``N``, so leaving them out changes nothing.
+A demonstrator's tokens have no w, KL, entropy or drop, and a policy term of their own (``teacher_tokens``):
+``as-student`` the one above (biased: the policy did not sample them), ``shaped`` ``-f(pi_t) A_t``, ``nll``
+``-0.1 log pi_t``.
+
+Rows that have no gradient are left out of the forward pass, but not of N, so leaving them out changes nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -26,13 +29,37 @@ from ovd_gym.batch import Batch, micro_batches
 from ovd_gym.config import LearnerConfig
 from ovd_gym.errors import TrainingStopped
 from ovd_gym.llm.decoder import Decoder
-from ovd_gym.losses import chunked_logprobs, clipped_policy_loss, k3, mismatch_weight
+from ovd_gym.losses import (
+    chunked_logprobs,
+    clipped_policy_loss,
+    kl_estimate,
+    likelihood_drop,
+    mismatch_weight,
+    sequence_mean,
+    shaped_ratio,
+    token_weights,
+)
 
 __all__ = ["Learner", "learning_rate", "trainable_model"]
 
 Metrics = dict[str, float]
-Loss = Callable[[Batch, Tensor | None, int], tuple[Tensor, Tensor, Metrics]]
-"""From (micro-batch, earlier log-probabilities, N) to (loss, log-probabilities, sums for the metrics)."""
+_NLL_WEIGHT = 0.1
+
+
+class Size(NamedTuple):
+    """Of a whole batch, of which a micro-batch is a part."""
+
+    tokens: int
+    rows: int
+
+    @classmethod
+    def of(cls, batch: Batch) -> Size:
+        """The size of ``batch``."""
+        return cls(batch.num_trained, len(batch))
+
+
+Loss = Callable[[Batch, Tensor | None, Size], tuple[Tensor, Tensor, Metrics]]
+"""From (micro-batch, earlier log-probabilities, size of the batch) to (loss, log-probabilities, sums for metrics)."""
 
 
 def trainable_model(model: nn.Module, config: LearnerConfig, seed: int) -> nn.Module:
@@ -83,10 +110,16 @@ class Learner:
         Raises:
             TrainingStopped: when a gradient is not finite; the weights are as before the call's failing step.
         """
-        used = batch if self.config.kl_weight > 0 else batch.informative()
+        used = batch if self._trains_all(batch) else batch.informative()
         if used is None:
             return {"trained_tokens": 0.0, "learning_rate": learning_rate(self.config, step, self.total_steps)}
-        return self._train(used, step, batch.num_trained, self._policy_loss)
+        return self._train(used, step, Size.of(batch), self._policy_loss)
+
+    def _trains_all(self, batch: Batch) -> bool:
+        """Whether rows without an advantage have a gradient, too."""
+        config = self.config
+        taught = config.teacher_tokens == "nll" and bool(batch.taught_BT.any())
+        return taught or max(config.kl_weight, config.entropy_weight, config.safeguard_weight) > 0
 
     def imitate(self, batch: Batch, step: int) -> Metrics:
         """Supervised fine-tuning: lower the mean negative log-likelihood of the batch's trained tokens.
@@ -94,9 +127,9 @@ class Learner:
         Takes demonstrations; advantages and rollout log-probabilities are not read. Metrics are ``nll`` (nats per
         token), ``loss, trained_entropy, grad_norm, learning_rate, trained_tokens``. Raises as :meth:`update`.
         """
-        return self._train(batch, step, batch.num_trained, self._likelihood_loss)
+        return self._train(batch, step, Size.of(batch), self._likelihood_loss)
 
-    def _train(self, batch: Batch, step: int, total: int, loss_of: Loss) -> Metrics:
+    def _train(self, batch: Batch, step: int, size: Size, loss_of: Loss) -> Metrics:
         rate = learning_rate(self.config, step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -105,7 +138,7 @@ class Learner:
         tallies: list[Metrics] = []
         for epoch in range(self.config.epochs):
             for i, piece in enumerate(pieces):
-                loss, logprobs_N, tally = loss_of(piece, old[i] if epoch else None, total)
+                loss, logprobs_N, tally = loss_of(piece, old[i] if epoch else None, size)
                 loss.backward()  # type: ignore[no-untyped-call]
                 tallies.append(tally)
                 if not epoch:
@@ -119,44 +152,71 @@ class Learner:
         }
 
     def logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [N] of the sampled tokens (row after row) and entropies [N] before each."""
+        """Log-probabilities [N] of the trained tokens (row after row) and entropies [N] before each."""
         hidden_ND, targets_N = _predicting(self.decoder, batch)
-        return chunked_logprobs(hidden_ND, targets_N, self.decoder.head, self.config.logit_chunk)
+        return chunked_logprobs(
+            hidden_ND,
+            targets_N,
+            self.decoder.head,
+            self.config.logit_chunk,
+            entropy_grad=self.config.entropy_weight > 0,
+        )
 
-    def _policy_loss(self, batch: Batch, old_N: Tensor | None, total: int) -> tuple[Tensor, Tensor, Metrics]:
+    def _policy_loss(self, batch: Batch, old_N: Tensor | None, size: Size) -> tuple[Tensor, Tensor, Metrics]:
         config, mask = self.config, batch.mask_BT
-        advantages_N, rollout_N = batch.advantages_BT[mask], batch.rollout_logprobs_BT[mask]
         logprobs_N, entropy_N = self.logprobs(batch)
         current_N = logprobs_N.detach()
-        weights_N = mismatch_weight(current_N if old_N is None else old_N, rollout_N)
-        loss_N, clipped_N = clipped_policy_loss(
-            logprobs_N,
-            current_N if old_N is None else old_N,
-            advantages_N,
-            weights_N,
-            config.clip_low,
-            config.clip_high,
-        )
+        anchor_N = current_N if old_N is None else old_N
+        own_N = ~batch.taught_BT[mask]
+        rows_N = mask.nonzero()[:, 0]
+        rollout_N = torch.where(own_N, batch.rollout_logprobs_BT[mask], anchor_N)  # hence w = 1 where it was taught
+        weights_N = mismatch_weight(anchor_N, rollout_N)
         tally = {
-            "tokens": float(len(current_N)),
-            "trained_entropy": float(entropy_N.sum()),
-            "clip_fraction": float(clipped_N.sum()),
-            "weight_mean": float(weights_N.sum()),
+            "tokens": float(own_N.sum()),
+            "trained_entropy": float(entropy_N.detach()[own_N].sum()),
+            "weight_mean": float(weights_N[own_N].sum()),
             "weight_max": float(weights_N.max()),
             "logprob_gap": float((current_N - rollout_N).abs().max()) if old_N is None else 0.0,
         }
+        advantages_N = batch.advantages_BT[mask]
+        kl_N = self._kl(batch, logprobs_N) if config.kl_weight > 0 else torch.zeros_like(logprobs_N)
         if config.kl_weight > 0:
-            with self._reference() as reference, torch.no_grad():
-                reference_N, _ = chunked_logprobs(*_predicting(reference, batch), reference.head, config.logit_chunk)
-            kl_N = k3(logprobs_N, reference_N)
-            loss_N = loss_N + config.kl_weight * kl_N
-            tally["kl"] = float(kl_N.detach().sum())
-        loss = loss_N.sum() / total
+            tally["kl"] = float(kl_N.detach()[own_N].sum())
+        if config.kl_in == "reward":
+            advantages_N = advantages_N - config.kl_weight * kl_N.detach() * own_N
+        log_ratio_N = logprobs_N - anchor_N
+        ratio_N = sequence_mean(log_ratio_N, rows_N) if config.ratio == "sequence" else log_ratio_N
+        loss_N, clipped_N = clipped_policy_loss(ratio_N, advantages_N, weights_N, config.clip_low, config.clip_high)
+        tally["clip_fraction"] = float(clipped_N[own_N].sum())
+        if config.teacher_tokens != "as-student":
+            loss_N = torch.where(own_N, loss_N, self._taught_loss(logprobs_N, advantages_N))
+        if config.kl_in == "loss":
+            loss_N = loss_N + config.kl_weight * kl_N * own_N
+        loss_N = loss_N - config.entropy_weight * entropy_N * own_N
+        if config.safeguard_weight > 0:
+            drop_N = likelihood_drop(log_ratio_N * own_N, rows_N, batch.correct_B)
+            loss_N = loss_N + config.safeguard_weight * drop_N
+            tally["likelihood_drop"] = float(drop_N.detach().sum())
+        lengths_N = mask.sum(dim=1)[rows_N]
+        loss = (loss_N * token_weights(lengths_N, config.aggregation, *size, config.fixed_length or 1)).sum()
         return loss, current_N, {**tally, "loss": float(loss.detach())}
 
-    def _likelihood_loss(self, batch: Batch, old_N: Tensor | None, total: int) -> tuple[Tensor, Tensor, Metrics]:
+    def _taught_loss(self, logprobs_N: Tensor, advantages_N: Tensor) -> Tensor:
+        """What a demonstrator's tokens are trained with."""
+        if self.config.teacher_tokens == "nll":
+            return -_NLL_WEIGHT * logprobs_N
+        return -shaped_ratio(logprobs_N) * advantages_N
+
+    def _kl(self, batch: Batch, logprobs_N: Tensor) -> Tensor:
+        """[N] estimates of the KL to the reference."""
+        with self._reference() as reference, torch.no_grad():
+            hidden_ND, targets_N = _predicting(reference, batch)
+            reference_N, _ = chunked_logprobs(hidden_ND, targets_N, reference.head, self.config.logit_chunk)
+        return kl_estimate(logprobs_N, reference_N, self.config.kl_estimator)
+
+    def _likelihood_loss(self, batch: Batch, old_N: Tensor | None, size: Size) -> tuple[Tensor, Tensor, Metrics]:
         logprobs_N, entropy_N = self.logprobs(batch)
-        loss = -logprobs_N.sum() / total
+        loss = -logprobs_N.sum() / size.tokens
         tally = {
             "tokens": float(len(logprobs_N)),
             "nll": -float(logprobs_N.detach().sum()),
@@ -222,5 +282,5 @@ def _merge(tallies: list[Metrics], epochs: int) -> Metrics:
     merged: Metrics = {"loss": sum(tally["loss"] for tally in tallies) / epochs}
     for name in tallies[0].keys() - {"tokens", "loss"}:
         values = [tally[name] for tally in tallies]
-        merged[name] = max(values) if name in ("weight_max", "logprob_gap") else sum(values) / tokens
+        merged[name] = max(values) if name in ("weight_max", "logprob_gap") else sum(values) / max(1.0, tokens)
     return merged

@@ -1,23 +1,36 @@
 """Losses: pure functions on tensors.
 
-Letters: N trained tokens, V vocabulary, D hidden size. Log-probabilities in nats.
+Letters: N trained tokens, V vocabulary, D hidden size, R rows (trajectories). Log-probabilities in nats.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["chunked_logprobs", "clipped_policy_loss", "k3", "mismatch_weight"]
+__all__ = [
+    "chunked_logprobs",
+    "clipped_policy_loss",
+    "kl_estimate",
+    "likelihood_drop",
+    "mismatch_weight",
+    "sequence_mean",
+    "shaped_ratio",
+    "token_weights",
+]
 
 Head = Callable[[Tensor], Tensor]
+Aggregation = Literal["token-mean", "sequence-mean", "fixed-length"]
+Estimator = Literal["k1", "k2", "k3"]
 
 
-def chunked_logprobs(hidden_ND: Tensor, targets_N: Tensor, head: Head, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+def chunked_logprobs(
+    hidden_ND: Tensor, targets_N: Tensor, head: Head, chunk: int = 1024, *, entropy_grad: bool = False
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each distribution, without ever holding ``[N, V]`` logits.
 
     At most ``chunk * V`` logits exist at a time, in the forward and in the backward pass (they are recomputed there).
@@ -27,32 +40,66 @@ def chunked_logprobs(hidden_ND: Tensor, targets_N: Tensor, head: Head, chunk: in
         targets_N: token ids.
         head: hidden states [n, D] to logits [n, V].
         chunk: tokens per piece.
+        entropy_grad: whether the entropies have a gradient, too.
 
     Returns:
-        logprobs_N with gradient, entropy_N without.
+        logprobs_N with gradient, entropy_N.
     """
+
+    def piece(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs_NV = torch.log_softmax(head(hidden).float(), dim=-1)
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+            entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(dim=-1)
+        return logprobs_NV.gather(-1, targets[:, None])[:, 0], entropy_N
+
     pieces = [
-        cast(
-            "tuple[Tensor, Tensor]",
-            checkpoint(_logprobs, hidden, targets, head, use_reentrant=False, preserve_rng_state=False),
-        )
+        cast("tuple[Tensor, Tensor]", checkpoint(piece, hidden, targets, use_reentrant=False, preserve_rng_state=False))
         for hidden, targets in zip(torch.split(hidden_ND, chunk), torch.split(targets_N, chunk), strict=True)
     ]
-    return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
+    return torch.cat([logprobs for logprobs, _ in pieces]), torch.cat([entropy for _, entropy in pieces])
 
 
 def clipped_policy_loss(
-    logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, weights_N: Tensor, low: float, high: float
+    log_ratio_N: Tensor, advantages_N: Tensor, weights_N: Tensor, low: float, high: float
 ) -> tuple[Tensor, Tensor]:
     """``-w min(rho A, clip(rho, 1 - low, 1 + high) A)`` per token, and where the clip is active.
 
-    PPO (arXiv 1707.06347) with DAPO's asymmetric clip (arXiv 2503.14476); ``rho = exp(logprob - old_logprob)``,
-    ``w`` is :func:`mismatch_weight`.
+    PPO (arXiv 1707.06347) with DAPO's asymmetric clip (arXiv 2503.14476); ``rho = exp(log_ratio)``, ``w`` is
+    :func:`mismatch_weight`.
     """
-    ratio_N = torch.exp(logprobs_N - old_logprobs_N)
+    ratio_N = torch.exp(log_ratio_N)
     plain_N = ratio_N * advantages_N
     clipped_N = ratio_N.clamp(1 - low, 1 + high) * advantages_N
     return -weights_N * torch.minimum(plain_N, clipped_N), clipped_N < plain_N
+
+
+def sequence_mean(log_ratio_N: Tensor, rows_N: Tensor) -> Tensor:
+    """GSPO's log-ratio (arXiv 2507.18071, equation 7): the mean over the tokens of a row, at each of its tokens.
+
+    It has the gradient of the mean: aggregated by ``sequence-mean``, the token losses are GSPO's sequence loss.
+
+    Args:
+        rows_N: which row each token belongs to, in 0 .. R-1.
+    """
+    count_R = torch.bincount(rows_N)
+    total_R = torch.zeros(len(count_R), dtype=log_ratio_N.dtype, device=log_ratio_N.device)
+    return (total_R.index_add(0, rows_N, log_ratio_N) / count_R)[rows_N]
+
+
+def token_weights(lengths_N: Tensor, kind: Aggregation, tokens: int, rows: int, length: int) -> Tensor:
+    """What each token's loss is multiplied by, so that their plain sum is the batch's loss.
+
+    ``token-mean``: 1 / tokens (DAPO, arXiv 2503.14476). ``sequence-mean``: 1 / (rows x tokens of its row) (GRPO, arXiv
+    2402.03300). ``fixed-length``: 1 / (rows x length) (Dr. GRPO, arXiv 2503.20783).
+
+    Args:
+        lengths_N: number of trained tokens in each token's row.
+        tokens, rows: of the whole batch, also of the rows that have no advantage.
+        length: the constant of ``fixed-length``.
+    """
+    if kind == "token-mean":
+        return torch.full_like(lengths_N, 1 / tokens, dtype=torch.float32)
+    return 1 / (rows * (lengths_N.float() if kind == "sequence-mean" else torch.full_like(lengths_N, length).float()))
 
 
 def mismatch_weight(logprobs_N: Tensor, rollout_logprobs_N: Tensor, cap: float = 2.0) -> Tensor:
@@ -63,17 +110,31 @@ def mismatch_weight(logprobs_N: Tensor, rollout_logprobs_N: Tensor, cap: float =
     return torch.exp(logprobs_N.detach() - rollout_logprobs_N).clamp(max=cap)
 
 
-def k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
-    """Unbiased, non-negative estimate of ``KL(pi || ref)`` per token: ``exp(d) - 1 - d`` with ``d = ref - pi``.
+def shaped_ratio(logprobs_N: Tensor, gamma: float = 0.1) -> Tensor:
+    """``f(pi) = pi / (pi + gamma)``: the ratio of a token that the policy did not sample.
 
-    Schulman 2020, "Approximating KL divergence".
+    Policy shaping (LUFFY, arXiv 2504.14945): the gradient is largest for tokens that the policy finds unlikely.
+    """
+    probability_N = torch.exp(logprobs_N)
+    return probability_N / (probability_N + gamma)
+
+
+def kl_estimate(logprobs_N: Tensor, reference_logprobs_N: Tensor, kind: Estimator = "k3") -> Tensor:
+    """Estimate of ``KL(pi || ref)`` per sampled token, with ``d = log ref - log pi``.
+
+    ``k1 = -d`` is unbiased and may be negative; ``k2 = d^2 / 2`` is biased, its gradient is not;
+    ``k3 = exp(d) - 1 - d`` is unbiased and never negative. Schulman 2020, "Approximating KL divergence".
     """
     difference_N = reference_logprobs_N - logprobs_N
-    return torch.exp(difference_N) - 1 - difference_N
+    if kind == "k1":
+        return -difference_N
+    return difference_N.square() / 2 if kind == "k2" else torch.exp(difference_N) - 1 - difference_N
 
 
-def _logprobs(hidden_ND: Tensor, targets_N: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    logprobs_NV = torch.log_softmax(head(hidden_ND).float(), dim=-1)
-    with torch.no_grad():
-        entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(dim=-1)
-    return logprobs_NV.gather(-1, targets_N[:, None])[:, 0], entropy_N
+def likelihood_drop(log_ratio_N: Tensor, rows_N: Tensor, correct_R: Tensor) -> Tensor:
+    """``max(0, log pi_old - log pi)`` on the tokens of right trajectories that have become less likely as a whole.
+
+    A safeguard against the slow loss of what was right: arXiv 2512.04220 (likelihood-preserving regularisation).
+    """
+    total_R = torch.zeros(len(correct_R), device=log_ratio_N.device).index_add(0, rows_N, log_ratio_N.detach())
+    return torch.relu(-log_ratio_N) * (correct_R & (total_R < 0))[rows_N]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ovd_gym.errors import ConfigError, unknown
 
-__all__ = ["check_options"]
+__all__ = ["check_options", "find_function"]
 
 
 def check_options(what: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -26,3 +27,21 @@ def check_options(what: str, factory: Callable[..., Any], options: Mapping[str, 
         signature.bind(**options)
     except TypeError as error:
         raise ConfigError(f"{what}: {error}; its options: {', '.join(signature.parameters)}") from None
+
+
+def find_function(key: str, name: str, known: Iterable[str] = ()) -> Callable[..., Any]:
+    """The function that ``name`` (``package.module:function``) means; ``key`` is where the user wrote it.
+
+    Raises ConfigError if there is none; ``known`` are the short names that would have been allowed.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(f"{unknown(key, name, known)}, or 'package.module:function'")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # importing a plug-in runs its code; what it raises becomes one line
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"{key}: cannot import {name!r}: {problem}") from error
+    if not inspect.isfunction(found):
+        raise ConfigError(f"{key}: {name!r} is a {type(found).__name__}, expected a function")
+    return found

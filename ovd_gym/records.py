@@ -108,6 +108,9 @@ class Step(Record):
     """What a teacher told the student after this step, in a run with feedback; no part of what teachers judge."""
     error: Text | None = None
     """Why the call was refused; the observation says the same to the student."""
+    source: Literal["student", "teacher"] = "student"
+    """Whose words these are. A teacher's tokens were not sampled by the policy that is trained: their
+    log-probabilities are 0.0, and the learner treats them apart."""
 
     @model_validator(mode="after")
     def _span(self) -> Self:

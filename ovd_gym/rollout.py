@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import gymnasium as gym
 import numpy as np
 
 from ovd_gym.agents.base import Agent, Conversation, Turn
 from ovd_gym.envs.base import ToolEnv
-from ovd_gym.errors import ConfigError, InfrastructureError
+from ovd_gym.errors import ConfigError, InfrastructureError, OvdGymError, ReplayMismatch
 from ovd_gym.llm.base import Completion
-from ovd_gym.records import Step, Task, ToolCall, Trajectory
+from ovd_gym.records import Message, Step, Task, ToolCall, Trajectory
 
-__all__ = ["LOCK_STEP", "Env", "Schedule", "episode_seed", "rollout", "step_spans"]
+__all__ = ["LOCK_STEP", "Env", "Prefix", "Schedule", "episode_seed", "rollout", "step_spans", "turns_of"]
 
 Env = gym.Env[str, str]
 
@@ -41,6 +41,22 @@ class Schedule:
 LOCK_STEP = Schedule()
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """The beginning of an episode, which another agent takes over; its token ids are kept as they are."""
+
+    trajectory: Trajectory
+    steps: int
+    """Steps to keep: whole turns, so the next one begins a turn."""
+    seed: int
+    """What the episode's environment was reset with."""
+
+    @property
+    def ids(self) -> int:
+        """Tokens to keep: all that was read before the first step that is not kept."""
+        return self.trajectory.steps[self.steps].start
+
+
 def rollout(
     tasks: Sequence[Task],
     envs: Sequence[Env],
@@ -51,6 +67,8 @@ def rollout(
     label: str = "rollout",
     policy_version: int = 0,
     greedy: bool = False,
+    source: Literal["student", "teacher"] = "student",
+    prefixes: Sequence[Prefix] | None = None,
     schedule: Schedule = LOCK_STEP,
     on_turn: Callable[[int, int], None] = lambda done, tokens: None,
 ) -> list[Trajectory]:
@@ -62,6 +80,9 @@ def rollout(
         seed: entropy of this call; every episode's own seed is derived from it and the episode's index.
         label: prefix of trajectory and group ids, unique in a run.
         policy_version: recorded with each trajectory.
+        source: recorded with every step.
+        prefixes: one per episode: it is played up to there as it was, and the agent goes on. An environment that
+            unfolds in another way fails the episode.
         schedule: how episodes wait for each other.
         on_turn: called whenever a turn ends, with the number of finished episodes and of sampled tokens so far.
 
@@ -72,15 +93,19 @@ def rollout(
     if len(envs) != len(tasks) * group_size:
         raise ValueError(f"{len(tasks)} tasks x {group_size} need {len(tasks) * group_size} envs, got {len(envs)}")
     episodes = [
-        _Episode(env, tasks[i // group_size], episode_seed(seed, i), f"{label}/{i // group_size}", i % group_size)
+        _Episode(
+            env, tasks[i // group_size], episode_seed(seed, i), f"{label}/{i // group_size}", i % group_size, source
+        )
         for i, env in enumerate(envs)
     ]
+    for i, episode in enumerate(episodes):
+        episode.begin(prefixes[i] if prefixes else None)
     formats = {episode.env.action_format.stop for episode in episodes}
     if len(formats) != 1:
         raise ValueError("the environments of one rollout must share one action format")
     begun = [episode for episode in episodes if episode.status is None]
     if begun:
-        openings = [episode.env.opening() for episode in begun]
+        openings = [episode.messages() for episode in begun]
         conversation = agent.open(openings, [episode.seed for episode in begun], formats.pop(), greedy)
         _play(begun, conversation, on_turn, schedule)
     return [episode.trajectory(policy_version) for episode in episodes]
@@ -108,6 +133,18 @@ def step_spans(text: str, offsets: Sequence[int], ends: Sequence[int]) -> list[t
             spans.append((text[char : offsets[stop - 1]], token, stop))
             char, token = offsets[stop - 1], stop
     return [*spans, (text[char:], token, len(offsets))]
+
+
+def turns_of(steps: Iterable[Step]) -> Iterator[tuple[str, str]]:
+    """(action, what was read after it) of every turn; the steps of one turn follow each other without a gap."""
+    text, end, heard = "", None, ""
+    for step in steps:
+        if end is not None and step.start > end:
+            yield text, heard
+            text = ""
+        text, end, heard = text + step.text, step.end, step.observation + step.feedback
+    if end is not None:
+        yield text, heard
 
 
 def _play(
@@ -154,7 +191,7 @@ def _drained(queue: SimpleQueue[Future[str | None]]) -> Iterator[Future[str | No
 class _Episode:
     """One environment and what has been recorded of its episode."""
 
-    def __init__(self, env: Env, task: Task, seed: int, group_id: str, member: int) -> None:
+    def __init__(self, env: Env, task: Task, seed: int, group_id: str, member: int, source: str) -> None:
         self.env = cast(ToolEnv, env.unwrapped)
         self.seed = seed
         self.status: str | None = None
@@ -168,10 +205,25 @@ class _Episode:
         self._reward: float | None = 0.0
         self._answer: str | None = None
         self._reason = ""
+        self._source = source
+        self._kept = False
+        """Whether the ids before the next turn are there already."""
+
+    def begin(self, prefix: Prefix | None) -> None:
+        """Reset the environment, and bring it to where ``prefix`` ends."""
         try:
-            env.reset(seed=seed, options={"task": task})
-        except InfrastructureError as error:
+            self._wrapped.reset(seed=prefix.seed if prefix else self.seed, options={"task": self._task})
+            if prefix is not None:
+                self._replay(prefix)
+        except (InfrastructureError, ReplayMismatch) as error:
             self._fail(error)
+
+    def messages(self) -> list[Message]:
+        """The conversation up to now."""
+        messages = list(self.env.opening())
+        for action, observation in turns_of(self._steps):
+            messages += [Message(role="assistant", content=action), Message(role="tool", content=observation)]
+        return messages
 
     def take(self, turn: Turn) -> str | None:
         """Record the agent's turn and act on it; the observation, or None when the episode is over."""
@@ -210,14 +262,28 @@ class _Episode:
             policy_version=policy_version,
         )
 
-    def _fail(self, error: InfrastructureError) -> None:
+    def _replay(self, prefix: Prefix) -> None:
+        """Play the turns that are kept. Raises ReplayMismatch when the environment answers differently."""
+        kept = prefix.trajectory.steps[: prefix.steps]
+        for turn, (action, recorded) in enumerate(turns_of(kept)):
+            observation = self._wrapped.step(action)[0]
+            if observation != recorded:
+                raise ReplayMismatch(f"turn {turn}: recorded {recorded[:80]!r}, replayed {observation[:80]!r}")
+        self._steps = list(kept)
+        self._ids = list(prefix.trajectory.token_ids[: prefix.ids])
+        self._logprobs = list(prefix.trajectory.logprobs[: prefix.ids])
+        self._kept = True
+
+    def _fail(self, error: OvdGymError) -> None:
         self.status, self._reward, self._reason = "failed", None, str(error)
 
     def _append(self, turn: Turn) -> int:
         """Add the turn's ids; where its sampled tokens start."""
-        start = len(self._ids) + len(turn.fed)
-        self._ids += [*turn.fed, *turn.completion.ids]
-        self._logprobs += [*([0.0] * len(turn.fed)), *turn.completion.logprobs]
+        fed = () if self._kept else turn.fed
+        self._kept = False
+        start = len(self._ids) + len(fed)
+        self._ids += [*fed, *turn.completion.ids]
+        self._logprobs += [*([0.0] * len(fed)), *turn.completion.logprobs]
         return start
 
     def _record(self, completion: Completion, start: int, observation: str, info: dict[str, Any]) -> None:
@@ -235,5 +301,6 @@ class _Episode:
                     observation=observation.removesuffix(feedback) if last else "",
                     feedback=feedback if last else "",
                     error=info["error"] if last else None,
+                    source=self._source,  # type: ignore[arg-type]  # checked by the record
                 )
             )

@@ -2,8 +2,8 @@
 
 Every random draw derives from (seed, training step, episode), so nothing but weights, optimiser state and the step
 has to be kept to continue a run exactly (a teacher with randomness of its own has to derive it from what it judges).
-Departure from the paper (arXiv 2601.21968): arm ``score-reward`` mixes the
-teacher's scores into the reward instead of filtering trajectories by them.
+Departure from the paper (arXiv 2601.21968): beside its filters (arms ``ovd``
+and ``ovd-prefix``) stands ``score-reward``, which mixes the teacher's scores into the reward.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ovd_gym.batch import Batch, pack
 from ovd_gym.build import Parts, build
 from ovd_gym.config import TrainConfig, load_config
 from ovd_gym.credit import Credit, assign_credit
 from ovd_gym.errors import ConfigError, TrainingStopped
-from ovd_gym.evaluate import evaluate, summarize
+from ovd_gym.evaluate import evaluate
+from ovd_gym.experience import Experience, gather
+from ovd_gym.learner import Learner
 from ovd_gym.progress import Display
 from ovd_gym.recorder import Recorder, load_checkpoint
-from ovd_gym.records import Critique, Task, Trajectory
+from ovd_gym.records import Trajectory
 from ovd_gym.report.run import write_report
-from ovd_gym.rollout import rollout
 from ovd_gym.teachers.base import Teacher
 
-__all__ = ["RunResult", "demonstrations", "task_batch", "train"]
+__all__ = ["RunResult", "demonstrations", "train"]
 
 _OBJECT = "object:"
 """Prefix of ``teacher.name`` in the stored configuration of a run whose teacher was given as an object."""
@@ -96,13 +95,6 @@ def train(
         parts.close()
 
 
-def task_batch(tasks: Sequence[Task], step: int, count: int, seed: int) -> list[Task]:
-    """The tasks of one training step: pass after pass over all of them, each pass in an order of its own."""
-    positions = [divmod(position, len(tasks)) for position in range(step * count, (step + 1) * count)]
-    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(len(tasks)) for epoch, _ in set(positions)}
-    return [tasks[int(orders[epoch][place])] for epoch, place in positions]
-
-
 def demonstrations(trajectories: Sequence[Trajectory]) -> Batch:
     """The right ones among ``trajectories``, each step with weight 1. Raises TrainingStopped if none is right."""
     right = [t for t in trajectories if t.reward == 1.0]
@@ -121,8 +113,7 @@ def _same_teacher(config: TrainConfig, given: Teacher | None) -> None:
 
 
 def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
-    config, learner, teacher = recorder.config, parts.learner, parts.teacher
-    actor = parts.demonstrator or parts.student
+    config, learner = recorder.config, parts.learner
     saved = recorder.checkpoints()
     done = load_checkpoint(saved[-1], learner) if saved else 0
     recorder.rewind(done)
@@ -141,26 +132,21 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
                 if done == config.steps:
                     break
                 began, phase = time.monotonic(), "rollout"
-                tasks = task_batch(parts.tasks, done, config.rollout.tasks_per_step, config.seed)
-                trajectories = rollout(
-                    tasks, parts.envs, actor, group_size=config.rollout.group_size, seed=(config.seed, 1, done),
-                    label=f"step-{done + 1:05d}", policy_version=done, on_turn=on_turn,
-                )  # fmt: skip
+                parts.at_update(done)
+                found = gather(config, parts, done, on_turn)
                 rolled = time.monotonic() - began
-                display.phase("critique and update")
-                critiques = teacher.critique(trajectories) if teacher else []
-                row = _checked(trajectories, critiques, config)
+                display.phase("update")
+                row = found.row
                 if config.credit.arm == "imitation":
-                    row |= learner.imitate(demonstrations(trajectories), done)
+                    row |= learner.imitate(demonstrations(found.learned), done)
                 else:
-                    credits = assign_credit(trajectories, critiques, config.credit)
-                    row |= learner.update(pack(trajectories, credits), done)
+                    row |= _update(learner, found, config, done)
                 done += 1
-                sampled = sum(t.num_sampled for t in trajectories)
+                sampled = sum(t.num_sampled for t in found.played)
                 # The mean of -logprob over sampled tokens is an unbiased estimate of the entropy they were drawn with.
-                row |= {"entropy": sum(-sum(t.logprobs) for t in trajectories) / sampled}
+                row |= {"entropy": sum(-sum(t.logprobs) for t in found.played) / max(1, sampled)}
                 row |= {"tokens_per_s": sampled / rolled, "step": done, "seconds": time.monotonic() - began}
-                recorder.record("step", row, trajectories, critiques)
+                recorder.record("step", row, [*found.played, *found.demonstrations], found.critiques)
                 display.step(row)
                 if done == config.steps or done % config.checkpoint_every == 0:
                     recorder.checkpoint(learner, done)
@@ -171,6 +157,12 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
             return RunResult(recorder.path, done, recorder.evaluations(), [])
     parts.export(recorder.path / "model")
     return RunResult(recorder.path, done, recorder.evaluations(), write_report(recorder))
+
+
+def _update(learner: Learner, found: Experience, config: TrainConfig, step: int) -> dict[str, Any]:
+    """Credit and one update; nothing, if resampling left no group to compare."""
+    credits = assign_credit(found.learned, found.critiques, config.credit)
+    return dict(learner.update(pack(found.learned, credits), step)) if credits else {"trained_tokens": 0.0}
 
 
 class _Stopped(Exception):
@@ -192,21 +184,6 @@ def _hold_out(recorder: Recorder, parts: Parts, step: int, display: Display, on_
     )  # fmt: skip
     recorder.record("eval", result.row, result.trajectories, result.critiques)
     display.evaluation(result.row)
-
-
-def _checked(trajectories: Sequence[Trajectory], critiques: Sequence[Critique], config: TrainConfig) -> dict[str, Any]:
-    """The step's summary. Raises :class:`TrainingStopped` when there is nothing sound to learn from."""
-    row = summarize(trajectories, critiques)
-    if row["failed"] == 1.0:
-        raise TrainingStopped(f"every episode failed: {trajectories[0].reason}")
-    invalid, limit = row["invalid_share"] or 0.0, config.teacher.max_invalid_share if config.teacher else 1.0
-    if config.credit.arm == "score-reward" and invalid > limit:
-        why = next(s for c in critiques for s in (*c.steps, c.trajectory) if not s.valid)
-        raise TrainingStopped(
-            f"{invalid:.0%} of the teacher's scores are missing, more than teacher.max_invalid_share = {limit:.0%}; "
-            f"the first: {why.status} ({why.rationale})"
-        )
-    return dict(row)
 
 
 @contextmanager

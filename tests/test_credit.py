@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ovd_gym.credit import CreditConfig, assign_credit, min_form
+from ovd_gym.errors import ConfigError
 from ovd_gym.records import Critique, Score, Step, Task, Trajectory
 
 TASK = Task(id="t", question="?", answers=("1",))
@@ -151,3 +154,109 @@ def test_right_stays_above_wrong_in_return(drawn: list[tuple[float, list[float],
 def test_lambda_of_a_half_is_refused() -> None:
     with pytest.raises(ValueError, match=r"less than 0\.5"):
         CreditConfig(trajectory_weight=0.5)
+
+
+def test_leave_one_out_by_hand() -> None:
+    """arXiv 2402.14740: R_i less the mean of the others."""
+    members = [trajectory("a", 1.0), trajectory("b", 0.0), trajectory("c", 0.5)]
+    credits = assign_credit(members, [], CreditConfig(arm="grpo", baseline="leave-one-out"))
+    assert [c.advantages[0] for c in credits] == pytest.approx([1 - 0.25, 0 - 0.75, 0.5 - 0.5])
+
+
+def test_the_batch_baseline_compares_across_groups() -> None:
+    """arXiv 2501.03262: returns normalised over the whole batch."""
+    rewards = {"a": 1.0, "b": 1.0, "c": 0.0, "d": 1.0}
+    members = [trajectory(name, r, group="g" if name in "ab" else "h") for name, r in rewards.items()]
+    credits = assign_credit(members, [], CreditConfig(arm="grpo", baseline="batch", normalize=True))
+    mean, std = 0.75, (0.75 * 0.25) ** 0.5
+    assert [c.advantages[0] for c in credits] == pytest.approx([(r - mean) / (std + 1e-6) for r in rewards.values()])
+
+
+@pytest.mark.parametrize(
+    ("term", "returns"),
+    [("sum-form", [1.5, 1.0, 0.5]), ("potential", [0.5, 0.0, 0.0]), ("min-form", [0.5, 0.5, 0.5])],
+)
+def test_step_terms_by_hand(term: str, returns: list[float]) -> None:
+    """Scores u = (.5, .5, .5) against (0, 0, 0), whose returns are 0 in every form; rewards are equal."""
+    members = [trajectory("a", 0.0, 3), trajectory("b", 0.0, 3)]
+    critiques = [critique("a", [4.5] * 3, 0), critique("b", [0] * 3, 0)]
+    config = CreditConfig(step_term=term, step_weight=1.0)
+    baseline = sum(returns) / 3 / 2
+    assert assign_credit(members, critiques, config)[0].advantages == pytest.approx([g - baseline for g in returns])
+
+
+def test_the_sum_form_pays_for_padding_and_the_min_form_does_not() -> None:
+    for term, gains in (("sum-form", True), ("min-form", False)):
+        short, padded = [critique("a", [9], 9)], [critique("a", [5, 5, 9], 9)]
+        config = CreditConfig(step_term=term, step_weight=1.0)
+        other = trajectory("b", 0.0, 1)
+        firsts = [
+            assign_credit([trajectory("a", 0.0, len(c[0].steps)), other], [*c, critique("b", [0], 0)], config)[0]
+            for c in (short, padded)
+        ]
+        assert (firsts[1].advantages[0] > firsts[0].advantages[0]) == gains
+
+
+def test_potentials_telescope() -> None:
+    """The shaping rewards of an episode add up to the last potential."""
+    rng = random.Random(1)
+    scores = [rng.random() * 9 for _ in range(6)]
+    members = [trajectory("a", 0.0, 6), trajectory("b", 0.0, 6)]
+    critiques = [critique("a", list(scores), 0), critique("b", [0] * 6, 0)]
+    first = assign_credit(members, critiques, CreditConfig(step_term="potential", step_weight=1.0))[0].advantages
+    assert first[0] - first[-1] == pytest.approx((scores[-1] - 0) / 9 - (scores[-1] - scores[-2]) / 9)
+
+
+def test_steps_taken_in_the_same_state_are_compared() -> None:
+    """GiGPO by hand: both began with the question; only then did they read different things."""
+
+    def told(name: str, reward: float, *observations: str) -> Trajectory:
+        plain = trajectory(name, reward, len(observations))
+        steps = [s.model_copy(update={"observation": o}) for s, o in zip(plain.steps, observations, strict=True)]
+        return plain.model_copy(update={"steps": tuple(steps)})
+
+    members = [told("a", 1.0, "x", ""), told("b", 0.0, "y", ""), told("c", 1.0, "x", "")]
+    config = CreditConfig(arm="grpo", step_term="anchor-state", step_weight=1.0)
+    a, b, c = (credit.advantages for credit in assign_credit(members, [], config))
+    first = 0.95 - 2 * 0.95 / 3
+    assert a == pytest.approx((1 / 3 + first, 1 / 3 + 0.0))  # "x" led to 1 both times
+    assert b == pytest.approx((-2 / 3 - 2 * 0.95 / 3, -2 / 3))  # nobody else read "y"
+    assert c == a
+
+
+def test_running_long_costs_up_to_one() -> None:
+    """DAPO, equation 13, with 2 sampled tokens for free and 4 as the limit."""
+    members = [trajectory(str(n), 1.0, n) for n in (1, 2, 3, 4, 5)]
+    config = CreditConfig(arm="grpo", overlong=(2, 4))
+    advantages = [c.advantages[0] for c in assign_credit(members, [], config)]
+    returns = [1.0, 1.0, 0.5, 0.0, 0.0]
+    assert advantages == pytest.approx([r - 0.5 for r in returns])
+
+
+def length(members: Any, critiques: Any) -> list[list[float]]:
+    """A step term of one's own: shorter is better."""
+    return [[-float(len(m.steps))] * len(m.steps) for m in members]
+
+
+def test_a_step_term_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[length.__module__])
+    config = CreditConfig(arm="grpo", step_term=f"{__name__}:length", step_weight=1.0)
+    credits = assign_credit([trajectory("a", 0.0, 1), trajectory("b", 0.0, 2)], [], config)
+    assert [c.advantages for c in credits] == [(-1.0,), (-2.0, -2.0)]
+    with pytest.raises(ConfigError, match="did you mean 'min-form'"):
+        assign_credit([], [], CreditConfig(step_term="min-from"))
+
+
+def test_shuffling_the_batch_changes_no_advantage() -> None:
+    rng = random.Random(2)
+    members = [trajectory(f"{g}{i}", rng.random(), 2, group=g) for g in "ghi" for i in range(4)]
+    for config in (
+        GRPO,
+        CreditConfig(arm="grpo", baseline="leave-one-out"),
+        CreditConfig(arm="grpo", baseline="batch"),
+    ):
+        straight = {c.trajectory_id: c.advantages for c in assign_credit(members, [], config)}
+        for _ in range(5):
+            rng.shuffle(members)
+            for credit in assign_credit(members, [], config):
+                assert credit.advantages == pytest.approx(straight[credit.trajectory_id])

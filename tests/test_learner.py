@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from transformers import (
 )
 
 from ovd_gym.agents.student import Student, make_chat
-from ovd_gym.batch import Batch, micro_batches, pack
+from ovd_gym.batch import micro_batches, pack
 from ovd_gym.config import LearnerConfig
 from ovd_gym.credit import Credit, CreditConfig, assign_credit
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.errors import ConfigError, TrainingStopped
-from ovd_gym.learner import Learner, learning_rate, trainable_model
+from ovd_gym.learner import Learner, Size, learning_rate, trainable_model
 from ovd_gym.llm.decoder import Decoder
 from ovd_gym.llm.transformers_lm import TransformersLM
 from ovd_gym.records import Critique, Score, Trajectory
@@ -119,7 +120,7 @@ def test_accumulation_equals_one_pass(tiny: LlamaForCausalLM, trajectories: list
     for budget in (1, 10_000):
         learner = Learner(Decoder(tiny.requires_grad_(True)), FULL.model_copy(update={"micro_batch_tokens": budget}), 1)
         for piece in micro_batches(batch, budget):
-            learner._policy_loss(piece, None, batch.num_trained)[0].backward()
+            learner._policy_loss(piece, None, Size.of(batch))[0].backward()
         losses.append([p.grad.clone() for p in tiny.parameters() if p.grad is not None])
         tiny.zero_grad()
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*losses, strict=True))
@@ -135,8 +136,8 @@ def test_zero_advantage_rows_are_skipped_without_changing_the_loss(
     informative = batch.informative()
     assert informative is not None
     assert len(informative) == len(batch) - 1
-    with_all = learner._policy_loss(batch, None, batch.num_trained)[0]
-    without = learner._policy_loss(informative, None, batch.num_trained)[0]
+    with_all = learner._policy_loss(batch, None, Size.of(batch))[0]
+    without = learner._policy_loss(informative, None, Size.of(batch))[0]
     assert float(with_all.detach()) == pytest.approx(float(without.detach()), abs=1e-7)
 
 
@@ -268,9 +269,7 @@ def test_a_bad_gradient_stops_the_run_and_leaves_the_weights(
 ) -> None:
     before = {n: p.clone() for n, p in tiny.named_parameters()}
     batch = pack(trajectories, credits_of(trajectories))
-    broken = Batch(
-        batch.token_ids_BT, batch.lengths_B, batch.mask_BT, batch.advantages_BT * math.inf, batch.rollout_logprobs_BT
-    )
+    broken = replace(batch, advantages_BT=batch.advantages_BT * math.inf)
     with pytest.raises(TrainingStopped, match="gradient norm"):
         Learner(Decoder(tiny.requires_grad_(True)), FULL, 1).update(broken, 0)
     assert all(torch.equal(p, before[n]) for n, p in tiny.named_parameters())
@@ -304,3 +303,92 @@ def test_schedules_by_hand() -> None:
     linear = LearnerConfig(learning_rate=1.0, schedule="linear")
     assert [learning_rate(linear, s, 4) for s in range(4)] == pytest.approx([1.0, 0.75, 0.5, 0.25])
     assert learning_rate(LearnerConfig(learning_rate=0.3), 99, 100) == 0.3
+
+
+@pytest.mark.parametrize("mode", ["shaped", "as-student", "nll"])
+def test_a_demonstrators_tokens_are_trained_apart(
+    tiny: LlamaForCausalLM, trajectories: list[Trajectory], mode: Any
+) -> None:
+    """By hand: the student's tokens by the policy gradient, the teacher's by their own term, nothing else."""
+    taught = trajectories[0].model_copy(
+        update={
+            "steps": tuple(s.model_copy(update={"source": "teacher"}) for s in trajectories[0].steps),
+            "logprobs": (0.0,) * len(trajectories[0].token_ids),
+        }
+    )
+    both = [taught, trajectories[1]]
+    credits = [Credit(trajectory_id=t.id, advantages=(0.5,) * len(t.steps)) for t in both]
+    batch = pack(both, credits)
+    tiny.requires_grad_(True)
+    teacher, student = plain_logprobs(tiny, taught), plain_logprobs(tiny, trajectories[1])
+    term = {
+        "shaped": -(teacher.exp() / (teacher.exp() + 0.1) * 0.5).sum(),
+        "as-student": -(torch.exp(teacher - teacher.detach()) * 0.5).sum(),
+        "nll": -0.1 * teacher.sum(),
+    }[mode]
+    total = (term - (torch.exp(student - student.detach()) * 0.5).sum()) / batch.num_trained
+    expected = torch.autograd.grad(total, list(tiny.parameters()))
+    learner = Learner(Decoder(tiny), FULL.model_copy(update={"teacher_tokens": mode}), 1)
+    loss, _, tally = learner._policy_loss(batch, None, Size.of(batch))
+    mine = torch.autograd.grad(loss, list(tiny.parameters()))
+    assert float(loss.detach()) == pytest.approx(float(total.detach()), rel=1e-4)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(mine, expected, strict=True))
+    assert tally["tokens"] == trajectories[1].num_sampled  # metrics speak of what was sampled
+    assert tally["weight_max"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_nll_trains_demonstrations_without_any_advantage(
+    tiny: LlamaForCausalLM, trajectories: list[Trajectory]
+) -> None:
+    taught = [
+        t.model_copy(update={"steps": tuple(s.model_copy(update={"source": "teacher"}) for s in t.steps)})
+        for t in trajectories
+    ]
+    batch = pack(taught, credits_of(taught, scale=0.0))
+    for mode, trained in (("nll", batch.num_trained), ("shaped", 0)):
+        config = FULL.model_copy(update={"teacher_tokens": mode})
+        metrics = Learner(Decoder(tiny.requires_grad_(True)), config, 1).update(batch, 0)
+        assert metrics["trained_tokens"] == trained
+
+
+@pytest.mark.parametrize("aggregation", ["token-mean", "sequence-mean", "fixed-length"])
+def test_micro_batches_and_skipped_rows_change_no_aggregation(
+    tiny: LlamaForCausalLM, trajectories: list[Trajectory], aggregation: Any
+) -> None:
+    credits = credits_of(trajectories)
+    credits[0] = Credit(trajectory_id=credits[0].trajectory_id, advantages=(0.0,) * len(trajectories[0].steps))
+    batch = pack(trajectories, credits)
+    norms = []
+    for budget in (1, 10_000):
+        config = FULL.model_copy(
+            update={"aggregation": aggregation, "fixed_length": 20, "micro_batch_tokens": budget, "learning_rate": 1e-9}
+        )
+        norms.append(Learner(Decoder(tiny.requires_grad_(True)), config, 1).update(batch, 0)["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_an_entropy_bonus_raises_the_entropy(tiny: LlamaForCausalLM, trajectories: list[Trajectory]) -> None:
+    batch = pack(trajectories, credits_of(trajectories, scale=0.0))
+    config = LearnerConfig(lora_rank=4, learning_rate=1e-2, entropy_weight=1.0)
+    learner = Learner(Decoder(trainable_model(tiny, config, 0)), config, 10)
+    entropies = [learner.update(batch, step)["trained_entropy"] for step in range(5)]
+    assert entropies[-1] > entropies[0] + 0.05
+
+
+def test_kl_in_the_reward_holds_the_policy_back_like_kl_in_the_loss(
+    tiny_folder: Path, trajectories: list[Trajectory]
+) -> None:
+    """The expected gradients agree (k1 as reward, k2 as loss); here on one batch, token by token."""
+    batch = pack(trajectories, credits_of(trajectories))
+    norms = {}
+    for kind, place in (("k1", "reward"), ("k2", "loss")):
+        model = LlamaForCausalLM.from_pretrained(tiny_folder)
+        assert isinstance(model, LlamaForCausalLM)
+        config = FULL.model_copy(update={"kl_weight": 0.5, "kl_estimator": kind, "kl_in": place, "learning_rate": 1e-9})
+        learner = Learner(Decoder(model.eval().requires_grad_(True)), config, 1)
+        assert learner._frozen is not None
+        with torch.no_grad():  # move the reference away, so that there is a KL
+            for p in learner._frozen.model.parameters():
+                p.mul_(1.05)
+        norms[kind] = learner.update(batch, 0)["grad_norm"]
+    assert norms["k1"] == pytest.approx(norms["k2"], rel=1e-4)

@@ -21,11 +21,13 @@ from transformers import AutoModelForCausalLM
 
 from ovd_gym import recorder, records
 from ovd_gym.config import load_config
+from ovd_gym.envs.math_qa import MathEnv
 from ovd_gym.errors import ConfigError, DataError, OvdGymError, TrainingStopped
+from ovd_gym.experience import task_batch
 from ovd_gym.progress import Display
 from ovd_gym.records import Critique, Score, Task, Trajectory, load_jsonl
 from ovd_gym.teachers.base import Teacher, View
-from ovd_gym.training import RunResult, task_batch, train
+from ovd_gym.training import RunResult, train
 
 
 class Brevity(Teacher):
@@ -246,7 +248,7 @@ def test_imitation_learns_the_demonstrators_tokens_and_resumes(
     same_run(whole.path, tmp_path / "resumed")
     with pytest.raises(TrainingStopped, match="none of 4 demonstrations is right"):
         imitation(tiny_folder, tmp_path / "wrong", "blunders")
-    with pytest.raises(ConfigError, match=r"expected 'package\.module:function'"):
+    with pytest.raises(ConfigError, match="cannot import"):
         imitation(tiny_folder, tmp_path / "none", "nobody")
 
 
@@ -373,9 +375,66 @@ def test_ctrl_c_stops_cleanly_and_the_run_continues_to_the_same_numbers(
     same_run(finished.path, path)
 
 
+def test_training_environments_are_told_the_updates_and_held_out_ones_are_not(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[MathEnv, int]] = []
+    monkeypatch.setattr(MathEnv, "at_update", lambda env, updates: told.append((env, updates)), raising=False)
+    run(tiny_folder, tmp_path / "run", steps=2)
+    assert [updates for _, updates in told] == [0] * 6 + [1] * 6
+    assert len({id(env) for env, _ in told}) == 6
+
+
 def test_task_order_passes_over_all_tasks() -> None:
     tasks = [Task(id=str(i), question="?", answers=("1",)) for i in range(10)]
     seen = [t.id for step in range(5) for t in task_batch(tasks, step, 4, seed=3)]
     assert Counter(seen[:10]) == Counter(seen[10:]) == Counter(t.id for t in tasks)
     assert seen[:10] != seen[10:]
     assert [t.id for t in task_batch(tasks, 4, 4, seed=3)] == seen[16:]
+
+
+def filtered(model: Path, run_dir: Path, arm: str, **more: Any) -> RunResult:
+    laid = settings(model, run_dir, **{"credit.arm": arm, "rollout": {"tasks_per_step": 2, "group_size": 4}, **more})
+    laid |= {"demonstrator.policy": f"{__name__}:adds"} if arm != "grpo" else {}
+    return train(teacher=Brevity(), settings=laid, display=quiet())
+
+
+@pytest.mark.parametrize("arm", ["ovd", "ovd-prefix"])
+def test_theta_zero_is_arm_grpo(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str) -> None:
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[adds.__module__])
+    plain = filtered(tiny_folder, tmp_path / "grpo", "grpo")
+    other = filtered(tiny_folder, tmp_path / arm, arm, **{"selection.theta": 0})
+    extra = ("rejected", "replaced", "demonstrator_em")
+    rows = [{k: v for k, v in row.items() if k not in extra} for row in numbers(other.path / "metrics.jsonl")]
+    assert rows == numbers(plain.path / "metrics.jsonl")
+    weights = [load_file(r.path / "checkpoints/step-00004/weights.safetensors") for r in (plain, other)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("arm", ["ovd", "ovd-prefix"])
+def test_demonstrations_train_a_student_that_never_succeeds(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str
+) -> None:
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[adds.__module__])
+    result = filtered(tiny_folder, tmp_path / arm, arm, **{"selection.theta": 10, "selection.max_replaced": 1})
+    rows = numbers(result.path / "metrics.jsonl")
+    assert all((row["rejected"], row["replaced"], row["demonstrator_em"]) == (1.0, 0.25, 1.0) for row in rows)
+    assert all(row["em"] == 0.0 and row["trained_tokens"] > 0 for row in rows)
+    stored = list(load_jsonl(result.path / "trajectories" / "step-00001.jsonl", Trajectory))
+    assert [t.id for t in stored if t.steps[-1].source == "teacher"] == [t.id for t in stored[8:]]
+    assert len(stored) == 10
+    shutil.copytree(result.path, tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-00004")
+    train(resume=tmp_path / "resumed", teacher=Brevity(), display=quiet())
+    same_run(result.path, tmp_path / "resumed")
+
+
+def test_groups_that_say_nothing_are_asked_again(tiny_folder: Path, tmp_path: Path) -> None:
+    result = run(tiny_folder, tmp_path / "again", steps=1, checkpoint_every=1, **{
+        "credit.arm": "grpo", "rollout": {"tasks_per_step": 2, "group_size": 3, "resample": 2}, "evaluation": None,
+    })  # fmt: skip
+    (row,) = numbers(result.path / "metrics.jsonl")
+    assert (row["zero_variance_share"], row["resampled"], row["trained_tokens"]) == (1.0, 4.0, 0.0)
+    stored = list(load_jsonl(result.path / "trajectories" / "step-00001.jsonl", Trajectory))
+    assert len({t.id for t in stored}) == 18
+    assert len({t.task.id for t in stored}) > 2

@@ -1,0 +1,145 @@
+"""What one training step learns from: rollout, critique, and what the arm makes of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ovd_gym.build import Parts
+from ovd_gym.config import TrainConfig
+from ovd_gym.demonstration import select
+from ovd_gym.errors import TrainingStopped
+from ovd_gym.evaluate import summarize
+from ovd_gym.records import Critique, Task, Trajectory
+from ovd_gym.rollout import rollout
+
+__all__ = ["Experience", "gather", "task_batch"]
+
+
+@dataclass
+class Experience:
+    """One training step's episodes."""
+
+    played: list[Trajectory] = field(default_factory=list)
+    """By the student (arm ``imitation``: by the demonstrator), all of them."""
+    critiques: list[Critique] = field(default_factory=list)
+    """Aligned with ``played``; empty without a teacher."""
+    learned: list[Trajectory] = field(default_factory=list)
+    """What the learner is given: accepted, replaced and continued trajectories."""
+    demonstrations: list[Trajectory] = field(default_factory=list)
+    """Those of ``learned`` that are not among ``played``."""
+    row: dict[str, Any] = field(default_factory=dict)
+    """Metrics: :func:`~ovd_gym.evaluate.summarize`, those of the selection, ``resampled`` (groups asked again)."""
+
+
+def gather(config: TrainConfig, parts: Parts, step: int, on_turn: Callable[[int, int], None]) -> Experience:
+    """The experience of training step ``step``, from 0.
+
+    With ``rollout.resample``, groups whose rewards are all equal are dropped and other tasks are asked in their
+    place, at most that many times (dynamic sampling, DAPO, arXiv 2503.14476).
+
+    Raises :class:`TrainingStopped` when there is nothing sound to learn from.
+    """
+    result = Experience()
+    wanted = config.rollout.tasks_per_step
+    metrics: list[tuple[int, dict[str, float | None]]] = []
+    for attempt in range(1 + config.rollout.resample):
+        tasks = task_batch(parts.tasks, step, wanted, config.seed, attempt)
+        found, selected = _attempt(config, parts, tasks, step, attempt, on_turn)
+        metrics.append((len(found.played), selected))
+        result.played += found.played
+        result.critiques += found.critiques
+        result.demonstrations += found.demonstrations
+        kept = _informative(found.learned) if config.rollout.resample else found.learned
+        result.learned += kept
+        wanted -= len({t.group_id for t in kept})
+        if wanted <= 0 or not config.rollout.resample:
+            break
+    result.row = {**_checked(result, config), **_mean(metrics)}
+    if config.rollout.resample:
+        result.row["resampled"] = sum(count for count, _ in metrics[1:]) / config.rollout.group_size
+    return result
+
+
+def task_batch(tasks: Sequence[Task], step: int, count: int, seed: int, attempt: int = 0) -> list[Task]:
+    """The tasks of one training step: pass after pass over all of them, each pass in an order of its own.
+
+    Further attempts of a step go through the tasks in other orders.
+    """
+    positions = [divmod(position, len(tasks)) for position in range(step * count, (step + 1) * count)]
+    entropy = [seed, attempt] if attempt else [seed]
+    orders = {epoch: np.random.default_rng([*entropy, epoch]).permutation(len(tasks)) for epoch, _ in set(positions)}
+    return [tasks[int(orders[epoch][place])] for epoch, place in positions]
+
+
+def _attempt(
+    config: TrainConfig,
+    parts: Parts,
+    tasks: Sequence[Task],
+    step: int,
+    attempt: int,
+    on_turn: Callable[[int, int], None],
+) -> tuple[Experience, dict[str, float | None]]:
+    imitates = parts.demonstrator is not None and config.credit.arm == "imitation"
+    seed = (config.seed, 1, step, attempt) if attempt else (config.seed, 1, step)
+    envs = parts.envs[: len(tasks) * config.rollout.group_size]
+    played = rollout(
+        tasks,
+        envs,
+        parts.demonstrator if imitates and parts.demonstrator else parts.student,
+        group_size=config.rollout.group_size,
+        seed=seed,
+        label=f"step-{step + 1:05d}" + (f"-{attempt}" if attempt else ""),
+        policy_version=step,
+        source="teacher" if imitates else "student",
+        on_turn=on_turn,
+    )
+    critiques = parts.teacher.critique(played) if parts.teacher else []
+    result = Experience(played, critiques, played)
+    if config.credit.arm not in ("ovd", "ovd-prefix"):
+        return result, {}
+    assert parts.demonstrator is not None
+    selection = select(
+        played, critiques, config.selection, arm=config.credit.arm, envs=envs, demonstrator=parts.demonstrator,
+        seed=seed, step=step, on_turn=on_turn,
+    )  # fmt: skip
+    result.learned, result.demonstrations = selection.trajectories, selection.demonstrations
+    return result, selection.metrics
+
+
+def _informative(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """Those of groups in which rewards differ."""
+    rewards: dict[str, set[float]] = defaultdict(set)
+    for trajectory in trajectories:
+        if trajectory.reward is not None:
+            rewards[trajectory.group_id].add(trajectory.reward)
+    return [t for t in trajectories if len(rewards[t.group_id]) > 1]
+
+
+def _checked(found: Experience, config: TrainConfig) -> dict[str, Any]:
+    """The step's summary. Raises :class:`TrainingStopped` when there is nothing sound to learn from."""
+    row = summarize(found.played, found.critiques)
+    if row["failed"] == 1.0:
+        raise TrainingStopped(f"every episode failed: {found.played[0].reason}")
+    invalid, limit = row["invalid_share"] or 0.0, config.teacher.max_invalid_share if config.teacher else 1.0
+    if config.credit.arm in ("score-reward", "ovd", "ovd-prefix") and invalid > limit:
+        why = next(s for c in found.critiques for s in (*c.steps, c.trajectory) if not s.valid)
+        raise TrainingStopped(
+            f"{invalid:.0%} of the teacher's scores are missing, more than teacher.max_invalid_share = {limit:.0%}; "
+            f"the first: {why.status} ({why.rationale})"
+        )
+    return dict(row)
+
+
+def _mean(metrics: Sequence[tuple[int, dict[str, float | None]]]) -> dict[str, float | None]:
+    """Means of the attempts' metrics, weighted by their numbers of trajectories."""
+    merged: dict[str, float | None] = {}
+    for name in metrics[0][1]:
+        known = [(count, row[name]) for count, row in metrics if row[name] is not None]
+        total = sum(count for count, _ in known)
+        merged[name] = sum(count * (value or 0.0) for count, value in known) / total if total else None
+    return merged
