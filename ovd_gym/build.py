@@ -41,6 +41,8 @@ class Parts:
     learner: Learner
     teacher: Teacher | None
     demonstrator: Agent | None
+    distiller: Decoder | None
+    """The teacher model of arm ``token-opd``."""
     tokenizer: PreTrainedTokenizerBase
     envs: Sequence[Env]
     """``tasks_per_step * group_size`` instances."""
@@ -99,7 +101,10 @@ def build(config: TrainConfig, teacher: Teacher | None = None) -> Parts:
         _tool_env(env).count_tokens = chat.count_tokens
     learner = Learner(decoder, config.learner, config.steps)
     demonstrator = _demonstrator(config, config.demonstrator, tasks, chat) if config.demonstrator else None
-    return Parts(student, learner, teacher, demonstrator, tokenizer, envs, tasks, held_out_envs, held_out_tasks)
+    distiller = _distiller(config, tokenizer) if config.distillation else None
+    return Parts(
+        student, learner, teacher, demonstrator, distiller, tokenizer, envs, tasks, held_out_envs, held_out_tasks
+    )
 
 
 def make_envs(config: EnvConfig, count: int, options: Mapping[str, Any] | None = None) -> list[Env]:
@@ -141,6 +146,18 @@ def _demonstrator(config: TrainConfig, given: DemonstratorConfig, tasks: Sequenc
     own = make_chat(tokenizer, "auto")
     own.stop_ids = tuple(dict.fromkeys((*own.stop_ids, *_end_ids(model))))
     return Retold(Student(TransformersLM(Decoder(model), tokenizer), own, given.max_turn_tokens), chat)
+
+
+def _distiller(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Decoder:
+    """The model whose logits are distilled. Raises ConfigError unless its token ids mean what the student's do."""
+    assert config.distillation is not None
+    model, own = load_model(config.distillation.model, dtype=config.student.dtype, device=config.student.device)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"distillation.model {config.distillation.model!r} has another tokenizer than the student: token-level "
+            "distillation cannot compare them (the other arms can)"
+        )
+    return Decoder(model.requires_grad_(False))
 
 
 def _policy(config: DemonstratorConfig, tasks: Sequence[Task]) -> Policy:

@@ -19,6 +19,7 @@ from ovd_gym.selection import SelectionConfig
 
 __all__ = [
     "DemonstratorConfig",
+    "DistillationConfig",
     "EnvConfig",
     "EvaluationConfig",
     "FeedbackConfig",
@@ -121,6 +122,24 @@ class DemonstratorConfig(Record):
         return self
 
 
+class DistillationConfig(Record):
+    """Token-level distillation, for comparison (arm ``token-opd``): the student's rollouts, the teacher's logits."""
+
+    model: str
+    """The teacher, named like ``student.model``; its tokenizer must be the student's."""
+    variant: Literal["full", "top-k", "sampled"] = "full"
+    """Compare whole distributions, the teacher's likeliest tokens, or the sampled token alone."""
+    beta: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """1: reverse KL; 0: forward KL; between: generalised Jensen-Shannon (:func:`~ovd_gym.losses.divergence`)."""
+    top_k: Annotated[int, Field(ge=1)] = 64
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        unused = {"full": {"top_k"}, "top-k": set(), "sampled": {"top_k", "beta"}}[self.variant]
+        _no_effect(self, "distillation", unused, f"with distillation.variant {self.variant!r}")
+        return self
+
+
 class RolloutConfig(Record):
     """How much is sampled per step."""
 
@@ -189,6 +208,7 @@ class TrainConfig(Record):
     teacher: TeacherConfig | None = TeacherConfig()
     feedback: FeedbackConfig | None = None
     demonstrator: DemonstratorConfig | None = None
+    distillation: DistillationConfig | None = None
     credit: CreditConfig = CreditConfig()
     selection: SelectionConfig = SelectionConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -213,13 +233,17 @@ class TrainConfig(Record):
         taught = self.credit.arm in ("imitation", "ovd", "ovd-prefix")
         if taught != (self.demonstrator is not None):
             raise ValueError("a demonstrator belongs to the arms 'imitation', 'ovd', 'ovd-prefix', and they need one")
-        if imitation != (self.rollout.group_size == 1):
+        distils = self.credit.arm == "token-opd"
+        if distils != (self.distillation is not None):
+            raise ValueError("the section distillation belongs to credit.arm 'token-opd', and that arm needs it")
+        if not distils and imitation != (self.rollout.group_size == 1):
             raise ValueError(
                 f"rollout.group_size is {self.rollout.group_size}: arm 'imitation' takes 1 (a demonstration is the "
                 "same every time), the other arms at least 2 (they compare)"
             )
-        if imitation:
-            _no_effect(self.credit, "credit", set(CreditConfig.model_fields) - {"arm"}, "with credit.arm 'imitation'")
+        if imitation or distils:
+            fields = set(CreditConfig.model_fields) - {"arm"}
+            _no_effect(self.credit, "credit", fields, f"with credit.arm {self.credit.arm!r}")
         self._effective_arm()
         self._effective_learner()
         if self.learner.lora_rank == 0 and self.student.dtype != "float32":
@@ -259,7 +283,7 @@ class TrainConfig(Record):
                 )
             if credit.step_term in (None, "outcome"):
                 _no_effect(credit, "credit", {"step_weight"}, f"{arm} and no step term")
-        if credit.arm in ("imitation", "score-reward"):
+        if credit.arm in ("imitation", "token-opd", "score-reward"):
             _no_effect(self.rollout, "rollout", {"resample"}, f"{arm}: it learns from every group")
         if credit.overlong is not None and credit.overlong[0] >= credit.overlong[1]:
             raise ValueError(f"credit.overlong is (from, to) with from < to, got {credit.overlong}")
@@ -267,10 +291,12 @@ class TrainConfig(Record):
     def _effective_learner(self) -> None:
         """Raise ValueError for an option of the learner that would change nothing."""
         learner = self.learner
-        if self.credit.arm == "imitation":
+        if self.credit.arm in ("imitation", "token-opd"):
             kept = {"learning_rate", "schedule", "warmup_steps", "lora_rank", "weight_decay", "max_grad_norm"}
             kept |= {"micro_batch_tokens", "logit_chunk"}
-            _no_effect(learner, "learner", set(LearnerConfig.model_fields) - kept, "with credit.arm 'imitation'")
+            _no_effect(
+                learner, "learner", set(LearnerConfig.model_fields) - kept, f"with credit.arm {self.credit.arm!r}"
+            )
         if learner.epochs == 1:
             _no_effect(
                 learner, "learner", {"clip_low", "clip_high", "safeguard_weight", "ratio"}, "with learner.epochs 1"

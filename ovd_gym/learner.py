@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,10 +27,11 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from ovd_gym.batch import Batch, micro_batches
-from ovd_gym.config import LearnerConfig
+from ovd_gym.config import DistillationConfig, LearnerConfig
 from ovd_gym.errors import TrainingStopped
 from ovd_gym.llm.decoder import Decoder
 from ovd_gym.losses import (
+    chunked_divergence,
     chunked_logprobs,
     clipped_policy_loss,
     kl_estimate,
@@ -129,6 +131,15 @@ class Learner:
         """
         return self._train(batch, step, Size.of(batch), self._likelihood_loss)
 
+    def distill(self, batch: Batch, step: int, teacher: Decoder, config: DistillationConfig) -> Metrics:
+        """The comparator ``token-opd``: bring the student's next-token distributions to ``teacher``'s.
+
+        Reads the ids alone: no advantage, no score. ``variant: sampled`` is a policy gradient whose advantage is
+        ``log pi_T - log pi_S`` of each sampled token. Metrics are ``divergence`` (nats per token), ``loss,
+        trained_entropy, grad_norm, learning_rate, trained_tokens``. Raises as :meth:`update`.
+        """
+        return self._train(batch, step, Size.of(batch), partial(self._distillation_loss, teacher, config))
+
     def _train(self, batch: Batch, step: int, size: Size, loss_of: Loss) -> Metrics:
         rate = learning_rate(self.config, step, self.total_steps)
         for group in self.optimizer.param_groups:
@@ -224,6 +235,35 @@ class Learner:
             "loss": float(loss.detach()),
         }
         return loss, logprobs_N.detach(), tally
+
+    def _distillation_loss(
+        self, teacher: Decoder, config: DistillationConfig, batch: Batch, old_N: Tensor | None, size: Size
+    ) -> tuple[Tensor, Tensor, Metrics]:
+        chunk = self.config.logit_chunk
+        student_ND, targets_N = _predicting(self.decoder, batch)
+        with torch.no_grad():
+            teacher_ND, _ = _predicting(teacher, batch)
+        tally = {"tokens": float(len(targets_N))}
+        if config.variant == "sampled":
+            logprobs_N, entropy_N = chunked_logprobs(student_ND, targets_N, self.decoder.head, chunk)
+            with torch.no_grad():
+                taught_N, _ = chunked_logprobs(teacher_ND, targets_N, teacher.head, chunk)
+            gap_N = logprobs_N.detach() - taught_N
+            loss_N, seen_N = logprobs_N * gap_N, gap_N  # its gradient is that of REINFORCE with advantage -gap
+            tally["trained_entropy"] = float(entropy_N.sum())
+        else:
+            seen_N = loss_N = chunked_divergence(
+                student_ND,
+                self.decoder.head,
+                teacher_ND,
+                teacher.head,
+                beta=config.beta,
+                top_k=config.top_k if config.variant == "top-k" else None,
+                chunk=chunk,
+            )
+        loss = loss_N.sum() / size.tokens
+        tally |= {"divergence": float(seen_N.detach().sum()), "loss": float(loss.detach())}
+        return loss, loss_N.detach(), tally
 
     @contextmanager
     def _reference(self) -> Iterator[Decoder]:

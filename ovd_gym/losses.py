@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 __all__ = [
+    "chunked_divergence",
     "chunked_logprobs",
     "clipped_policy_loss",
+    "divergence",
     "kl_estimate",
     "likelihood_drop",
     "mismatch_weight",
@@ -138,3 +140,63 @@ def likelihood_drop(log_ratio_N: Tensor, rows_N: Tensor, correct_R: Tensor) -> T
     """
     total_R = torch.zeros(len(correct_R), device=log_ratio_N.device).index_add(0, rows_N, log_ratio_N.detach())
     return torch.relu(-log_ratio_N) * (correct_R & (total_R < 0))[rows_N]
+
+
+# The comparator: token-level distillation ---------------------------------------------------------------
+
+
+def divergence(student_NV: Tensor, teacher_NV: Tensor, beta: float = 1.0, top_k: int | None = None) -> Tensor:
+    """[N] divergence between two next-token distributions, given their log-probabilities.
+
+    ``beta = 1``: reverse KL ``KL(student || teacher)``; ``beta = 0``: forward KL; between them the generalised
+    Jensen-Shannon divergence ``beta KL(teacher || m) + (1 - beta) KL(student || m)``, ``m = beta teacher +
+    (1 - beta) student`` (GKD, arXiv 2306.13649).
+
+    Args:
+        student_NV, teacher_NV: log-probabilities over the vocabulary.
+        top_k: compare the teacher's k likeliest tokens and the rest as one; None compares all.
+    """
+    if top_k is not None:
+        kept = teacher_NV.topk(min(top_k, teacher_NV.shape[-1]), dim=-1).indices
+        student_NV, teacher_NV = _with_rest(student_NV, kept), _with_rest(teacher_NV, kept)
+    if beta in (0.0, 1.0):
+        a, b = (student_NV, teacher_NV) if beta else (teacher_NV, student_NV)
+        return (a.exp() * (a - b)).sum(-1)
+    mix = torch.tensor([beta, 1 - beta], dtype=student_NV.dtype, device=student_NV.device).log()
+    m_NV = torch.logsumexp(torch.stack([teacher_NV + mix[0], student_NV + mix[1]]), dim=0)
+    forward = (teacher_NV.exp() * (teacher_NV - m_NV)).sum(-1)
+    return beta * forward + (1 - beta) * (student_NV.exp() * (student_NV - m_NV)).sum(-1)
+
+
+def chunked_divergence(
+    student_ND: Tensor,
+    student_head: Head,
+    teacher_ND: Tensor,
+    teacher_head: Head,
+    *,
+    beta: float = 1.0,
+    top_k: int | None = None,
+    chunk: int = 1024,
+) -> Tensor:
+    """:func:`divergence` from hidden states, with at most ``chunk * V`` logits of either model at a time.
+
+    Args:
+        student_ND, teacher_ND: hidden states that predict the same tokens; only the student's have a gradient.
+        student_head, teacher_head: hidden states to logits.
+    """
+
+    def piece(student: Tensor, teacher: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher_NV = torch.log_softmax(teacher_head(teacher).float(), dim=-1)
+        return divergence(torch.log_softmax(student_head(student).float(), dim=-1), teacher_NV, beta, top_k)
+
+    pairs = zip(torch.split(student_ND, chunk), torch.split(teacher_ND, chunk), strict=True)
+    pieces = [checkpoint(piece, a, b, use_reentrant=False, preserve_rng_state=False) for a, b in pairs]
+    return torch.cat(cast("list[Tensor]", pieces))
+
+
+def _with_rest(logprobs_NV: Tensor, kept_NK: Tensor) -> Tensor:
+    """[N, K + 1] the log-probabilities of the tokens ``kept``, and of all others together."""
+    kept = logprobs_NV.gather(-1, kept_NK)
+    rest = logprobs_NV.scatter(-1, kept_NK, float("-inf")).logsumexp(-1, keepdim=True)
+    return torch.cat([kept, rest.clamp(min=-80.0)], dim=-1)  # a rest of nothing would give 0 * -inf

@@ -23,7 +23,6 @@ from ovd_gym.credit import Credit, assign_credit
 from ovd_gym.errors import ConfigError, TrainingStopped
 from ovd_gym.evaluate import evaluate
 from ovd_gym.experience import Experience, gather
-from ovd_gym.learner import Learner
 from ovd_gym.progress import Display
 from ovd_gym.recorder import Recorder, load_checkpoint
 from ovd_gym.records import Trajectory
@@ -100,7 +99,7 @@ def demonstrations(trajectories: Sequence[Trajectory]) -> Batch:
     right = [t for t in trajectories if t.reward == 1.0]
     if not right:
         raise TrainingStopped(f"none of {len(trajectories)} demonstrations is right: look at the demonstrator")
-    return pack(right, [Credit(trajectory_id=t.id, advantages=(1.0,) * len(t.steps)) for t in right])
+    return pack(right, _evenly(right))
 
 
 def _same_teacher(config: TrainConfig, given: Teacher | None) -> None:
@@ -137,10 +136,7 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
                 rolled = time.monotonic() - began
                 display.phase("update")
                 row = found.row
-                if config.credit.arm == "imitation":
-                    row |= learner.imitate(demonstrations(found.learned), done)
-                else:
-                    row |= _update(learner, found, config, done)
+                row |= _update(parts, found, config, done)
                 done += 1
                 sampled = sum(t.num_sampled for t in found.played)
                 # The mean of -logprob over sampled tokens is an unbiased estimate of the entropy they were drawn with.
@@ -159,10 +155,20 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
     return RunResult(recorder.path, done, recorder.evaluations(), write_report(recorder))
 
 
-def _update(learner: Learner, found: Experience, config: TrainConfig, step: int) -> dict[str, Any]:
-    """Credit and one update; nothing, if resampling left no group to compare."""
+def _update(parts: Parts, found: Experience, config: TrainConfig, step: int) -> dict[str, Any]:
+    """One update of the arm's kind; none, if resampling left no group to compare."""
+    if config.credit.arm == "imitation":
+        return dict(parts.learner.imitate(demonstrations(found.learned), step))
+    if parts.distiller is not None and config.distillation is not None:
+        batch = pack(found.learned, _evenly(found.learned))
+        return dict(parts.learner.distill(batch, step, parts.distiller, config.distillation))
     credits = assign_credit(found.learned, found.critiques, config.credit)
-    return dict(learner.update(pack(found.learned, credits), step)) if credits else {"trained_tokens": 0.0}
+    return dict(parts.learner.update(pack(found.learned, credits), step)) if credits else {"trained_tokens": 0.0}
+
+
+def _evenly(trajectories: Sequence[Trajectory]) -> list[Credit]:
+    """Weight 1 for every step of every trajectory that did not fail."""
+    return [Credit(trajectory_id=t.id, advantages=(1.0,) * len(t.steps)) for t in trajectories if t.status != "failed"]
 
 
 class _Stopped(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from transformers import (
 
 from ovd_gym.agents.student import Student, make_chat
 from ovd_gym.batch import micro_batches, pack
-from ovd_gym.config import LearnerConfig
+from ovd_gym.config import DistillationConfig, LearnerConfig
 from ovd_gym.credit import Credit, CreditConfig, assign_credit
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.errors import ConfigError, TrainingStopped
@@ -392,3 +393,31 @@ def test_kl_in_the_reward_holds_the_policy_back_like_kl_in_the_loss(
                 p.mul_(1.05)
         norms[kind] = learner.update(batch, 0)["grad_norm"]
     assert norms["k1"] == pytest.approx(norms["k2"], rel=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["full", "top-k", "sampled"])
+def test_distillation_brings_the_student_to_the_teacher(
+    tiny: LlamaForCausalLM, tiny_folder: Path, trajectories: list[Trajectory], variant: Any
+) -> None:
+    other = LlamaForCausalLM.from_pretrained(tiny_folder)
+    assert isinstance(other, LlamaForCausalLM)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.2)
+    batch = pack(trajectories, credits_of(trajectories))
+    learner = Learner(Decoder(tiny.requires_grad_(True)), FULL, 30)
+    config = DistillationConfig(model="-", variant=variant)
+    seen = [learner.distill(batch, step, Decoder(other), config)["divergence"] for step in range(20)]
+    assert abs(seen[-1]) < 0.7 * abs(seen[0])
+
+
+def test_a_student_like_its_teacher_has_nothing_to_learn(
+    tiny: LlamaForCausalLM, trajectories: list[Trajectory]
+) -> None:
+    batch = pack(trajectories, credits_of(trajectories))
+    learner = Learner(Decoder(tiny.requires_grad_(True)), FULL, 1)
+    twin = Decoder(deepcopy(tiny).requires_grad_(False))
+    for variant in ("full", "top-k", "sampled"):
+        metrics = learner.distill(batch, 0, twin, DistillationConfig(model="-", variant=variant))  # type: ignore[arg-type]
+        assert metrics["divergence"] == pytest.approx(0.0, abs=1e-3)
+        twin = Decoder(deepcopy(learner.decoder.model).requires_grad_(False))

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from ovd_gym.losses import (
+    chunked_divergence,
     chunked_logprobs,
     clipped_policy_loss,
+    divergence,
     kl_estimate,
     likelihood_drop,
     mismatch_weight,
@@ -186,3 +188,52 @@ def test_only_right_trajectories_that_lost_likelihood_are_guarded() -> None:
     assert drop.tolist() == pytest.approx([0.5, 0, 0, 0, 0, 0])
     (gradient,) = torch.autograd.grad(drop.sum(), log_ratio)
     assert gradient.tolist() == [-1, 0, 0, 0, 0, 0]
+
+
+# Token-level distillation -------------------------------------------------------------------------------
+
+
+def distributions(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    student, teacher = (torch.log_softmax(2 * torch.randn(4, 9, generator=g, dtype=torch.float64), -1) for _ in "ab")
+    return student, teacher
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_divergences_equal_those_of_torch_distributions(seed: int, beta: float) -> None:
+    student, teacher = distributions(seed)
+    p, q = (torch.distributions.Categorical(logits=x) for x in (student, teacher))
+    kl = torch.distributions.kl_divergence
+    if beta in (0.0, 1.0):
+        reference = kl(p, q) if beta else kl(q, p)
+    else:
+        m = torch.distributions.Categorical(probs=beta * q.probs + (1 - beta) * p.probs)
+        reference = beta * kl(q, m) + (1 - beta) * kl(p, m)
+    assert torch.allclose(divergence(student, teacher, beta), reference, atol=1e-9)
+
+
+def test_the_rest_of_the_vocabulary_counts_as_one_token() -> None:
+    student, teacher = distributions(0)
+    kept = teacher.topk(3).indices
+    probabilities = [torch.cat([x.exp().gather(-1, kept), torch.zeros(4, 1)], -1) for x in (student, teacher)]
+    for row in probabilities:
+        row[:, -1] = 1 - row.sum(-1)
+    p, q = (torch.distributions.Categorical(probs=row) for row in probabilities)
+    assert torch.allclose(divergence(student, teacher, top_k=3), torch.distributions.kl_divergence(p, q), atol=1e-9)
+    assert torch.allclose(divergence(student, teacher, top_k=99), divergence(student, teacher), atol=1e-9)
+
+
+@pytest.mark.parametrize("top_k", [None, 4])
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_chunked_divergence_equals_the_plain_one_with_its_gradient(chunk: int, top_k: int | None) -> None:
+    torch.manual_seed(0)
+    heads = [torch.nn.Linear(5, 11) for _ in "ab"]
+    hidden = [torch.randn(7, 5, requires_grad=True) for _ in "ab"]
+    mine = chunked_divergence(hidden[0], heads[0], hidden[1], heads[1], beta=0.5, top_k=top_k, chunk=chunk)
+    logprobs = [torch.log_softmax(head(h), -1) for head, h in zip(heads, hidden, strict=True)]
+    plain = divergence(logprobs[0], logprobs[1].detach(), 0.5, top_k)
+    assert torch.allclose(mine, plain, atol=1e-6)
+    (a,), (b,) = (torch.autograd.grad(x.sum(), hidden[0], retain_graph=True) for x in (mine, plain))
+    assert torch.allclose(a, b, atol=1e-6)
+    assert torch.autograd.grad(mine.sum(), hidden[1], allow_unused=True) == (None,)

@@ -438,3 +438,16 @@ def test_groups_that_say_nothing_are_asked_again(tiny_folder: Path, tmp_path: Pa
     stored = list(load_jsonl(result.path / "trajectories" / "step-00001.jsonl", Trajectory))
     assert len({t.id for t in stored}) == 18
     assert len({t.task.id for t in stored}) > 2
+
+
+def test_token_level_distillation_runs_from_the_same_configuration(tiny_folder: Path, tmp_path: Path) -> None:
+    laid = {"credit.arm": "token-opd", "distillation.model": str(tiny_folder), "teacher": None}
+    result = train(settings=settings(tiny_folder, tmp_path / "opd", **laid), display=quiet())
+    first, *_ = numbers(result.path / "metrics.jsonl")
+    assert abs(first["divergence"]) < 1e-3  # its own teacher
+    other = tmp_path / "other"
+    shutil.copytree(tiny_folder, other)
+    text = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(text.replace("<|im_start|>", "<|im_begin|>"))
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        train(settings=settings(tiny_folder, tmp_path / "x", **(laid | {"distillation.model": str(other)})))
