@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ovd_gym.envs.jsonl import Row, row_of
 from ovd_gym.errors import ConfigError, DataError
 
-__all__ = ["hub_rows"]
+__all__ = ["commit_of", "hub_rows"]
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LOG = logging.getLogger(__name__)
 
 
 def hub_rows(name: str, split: str, config: str | None = None, **options: Any) -> Iterator[Row]:
     """The rows of a part of a data set.
+
+    Each gets a field ``loaded_from`` with name, config, split and revision: the commit that was loaded, or what was
+    asked for where that cannot be told. A data set of the hub that was not asked for by its commit is logged as a
+    warning that names the commit.
 
     Args:
         name: name on the hub, or anything else :func:`datasets.load_dataset` takes.
@@ -31,5 +41,22 @@ def hub_rows(name: str, split: str, config: str | None = None, **options: Any) -
         rows = datasets.load_dataset(name, config, split=split, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"cannot load data set {name!r} (config {config!r}, split {split!r}): {error}") from error
+    commit, asked = commit_of(rows), options.get("revision")
+    if not Path(name).exists() and not _COMMIT.fullmatch(asked or ""):
+        _LOG.warning(
+            "data set %s (revision %s): loaded commit %s; name a commit as revision to load the same again",
+            name, asked or "newest", commit or "unknown",
+        )  # fmt: skip
+    source = {"name": name, "config": config, "split": split, "revision": commit or asked}
     for k, row in enumerate(rows):
-        yield row_of(dict(row), f"{name}:{split}:{k}", f"{name}-{split}-{k}")
+        yield row_of({**row, "loaded_from": source}, f"{name}:{split}:{k}", f"{name}-{split}-{k}")
+
+
+def commit_of(rows: Any) -> str | None:
+    """The commit of the hub that the data set ``rows`` was loaded from; None for another source, or a streamed one.
+
+    ``datasets`` keeps what it has loaded in a folder that is named by the commit.
+    """
+    files = getattr(rows, "cache_files", None) or [{"filename": ""}]
+    folder = Path(files[0]["filename"]).parent.name
+    return folder if _COMMIT.fullmatch(folder) else None

@@ -333,7 +333,6 @@ def test_it_says_what_the_backend_says() -> None:
     cached = CachedBackend(Library("a"))
     assert cached.describe() == {"kind": "shelf", "label": "a"}
     assert cached.passage("1").title == "a"
-    assert not hasattr(cached, "for_task")
     cached.close()
 
 

@@ -128,13 +128,47 @@ def test_benchmarks_ask_the_hub_for_what_they_name(name: str, monkeypatch: pytes
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     (task,) = load_questions(name)
-    assert task == Task(id="dev_0", question="q?", answers=("a",), metadata={"level": "hard"})
-    load_questions(name, split="train", revision="abc123", repository="me/mirror")
     home = BENCHMARKS[name]
+    source = {"name": home.repository, "config": name, "split": home.split, "revision": None}
+    metadata: dict[str, Any] = {"level": "hard", "loaded_from": source}
+    assert task == Task(id="dev_0", question="q?", answers=("a",), metadata=metadata)
+    load_questions(name, split="train", revision="abc123", repository="me/mirror")
     assert asked == [
         (("RUC-NLPIR/FlashRAG_datasets", name), {"split": home.split, "revision": None}),
         (("me/mirror", name), {"split": "train", "revision": "abc123"}),
     ]
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Loaded(list[dict[str, Any]]):
+    """What ``datasets`` returns: rows, and the files they are kept in."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__([{"question": "q?", "golden_answers": ["a"]}])
+        self.cache_files = [{"filename": f"cache/me___mirror/nq/0.0.0/{folder}/mirror-test.arrow"}]
+
+
+@pytest.mark.parametrize(
+    ("folder", "asked", "recorded", "told"),
+    [
+        (COMMIT, None, COMMIT, f"me/mirror (revision newest): loaded commit {COMMIT}"),
+        (COMMIT, "main", COMMIT, f"me/mirror (revision main): loaded commit {COMMIT}"),
+        (COMMIT, COMMIT, COMMIT, ""),
+        ("8f14e45fceea167a", None, None, "loaded commit unknown"),
+        ("8f14e45fceea167a", "v1", "v1", "(revision v1): loaded commit unknown"),
+    ],
+)
+def test_the_commit_that_was_loaded_is_recorded_and_told(
+    folder: str, asked: str | None, recorded: str | None, told: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Loaded(folder))
+    (task,) = benchmark("nq", repository="me/mirror", revision=asked)
+    assert task.metadata["loaded_from"] == {"name": "me/mirror", "config": "nq", "split": "test", "revision": recorded}
+    assert len(caplog.messages) == bool(told)
+    assert told in caplog.text
 
 
 def test_a_benchmark_from_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +181,7 @@ def test_a_benchmark_from_a_local_folder(tmp_path: Path, monkeypatch: pytest.Mon
     (mirror / "README.md").write_text(f"---\n{configs}---\n", encoding="utf-8")
     (task,) = benchmark("nq", repository=str(mirror))
     assert (task.id, task.question, task.answers) == ("nq-0", "q?", ("a", "b"))
+    assert task.metadata["loaded_from"] == {"name": str(mirror), "config": "nq", "split": "test", "revision": None}
     with pytest.raises(DataError, match="split 'nosuch'"):
         benchmark("nq", repository=str(mirror), split="nosuch")
 

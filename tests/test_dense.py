@@ -90,8 +90,8 @@ def test_ids_and_vectors_must_fit(corpus: LocalIndex) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("sentence_transformers") is not None, reason="the library is installed")
-def test_a_missing_library_names_the_extra() -> None:
-    with pytest.raises(ConfigError, match="ovd-gym\\[search\\]"):
+def test_a_missing_library_is_named() -> None:
+    with pytest.raises(ConfigError, match="pip install sentence-transformers"):
         SentenceEncoder("some-model")
 
 

@@ -47,7 +47,7 @@ SEARCH = {
                     "text": ["The \ue000tallest\ue001 \ue000lighthouse\ue001 is <b>133 m</b>\nhigh & built in 1990."]
                 },
             },
-            {"_index": "wiki", "_id": "7", "_score": 2.5, "_source": {"title": "Perry Memorial", "url": ""}},
+            {"_index": "wiki", "_id": "7", "_score": 2.5, "_source": {"title": "Perry", "url": "https://a.example/"}},
         ],
     },
 }
@@ -130,7 +130,7 @@ def test_hits(world: World) -> None:
     first, second = world.gives(200, SEARCH).search("tallest  lighthouse", 2)
     assert (first.id, first.url, first.title, first.score) == ("42", "doc:42", "Jeddah Light", 7.31)
     assert first.snippet == "The tallest lighthouse is <b>133 m</b> high & built in 1990."
-    assert (second.id, second.snippet, second.source) == ("7", "", "elastic")
+    assert (second.id, second.url, second.snippet, second.source) == ("7", "https://a.example/", "", "elastic")
 
 
 def test_the_request(world: World) -> None:

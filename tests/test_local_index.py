@@ -56,6 +56,13 @@ def test_a_hit_says_what_and_where(memory: LocalIndex) -> None:
     assert hit.score > 0
 
 
+def test_a_passage_with_an_address_of_its_own_is_found_there(memory: LocalIndex) -> None:
+    assert memory.search("english band", 1)[0].url == "https://example.org/who"
+    odd = ("javascript:alert(1)", "file:///etc/passwd", "doc:roentgen", "//example.org", "example.org")
+    index = LocalIndex.in_memory(Passage(id=f"p{i}", title="Odd", text="odd", url=url) for i, url in enumerate(odd))
+    assert {hit.url for hit in index.search("odd", 9)} == {f"doc:p{i}" for i in range(len(odd))}
+
+
 @pytest.mark.parametrize(
     ("query", "first"),
     [

@@ -20,7 +20,7 @@ from ovd_gym.envs.web_search.addresses import AddressPolicy
 from ovd_gym.envs.web_search.base import Page, PageReader, Passage
 from ovd_gym.envs.web_search.manners import Manners
 from ovd_gym.envs.web_search.page_cache import CacheSettings
-from ovd_gym.envs.web_search.reader import CorpusReader, WebReader
+from ovd_gym.envs.web_search.reader import CorpusReader, WebReader, web_reader
 from ovd_gym.envs.web_search.reading import find_in_text, paginate
 from ovd_gym.errors import ConfigError, ToolError
 
@@ -91,6 +91,25 @@ def test_a_web_page_from_end_to_end(server: ThreadingHTTPServer, tmp_path: Path)
     ):
         with pytest.raises(ToolError, match=message):
             reader.read(url)
+    reader.close()
+
+
+def test_a_reader_from_a_configuration(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    site = f"http://127.0.0.1:{server.server_port}/wiki"
+    reader = web_reader(
+        {
+            "policy": {"allow": [["127.0.0.1", server.server_port]], "only_allowed": True},
+            "limits": {"max_bytes": 1000, "total_s": 5},
+            "manners": {"interval_s": 0, "robots": False},
+            "extraction": {"max_chars": 10},
+            "cache": {"path": str(tmp_path / "pages.sqlite")},
+            "ca_file": None,
+        }
+    )
+    assert reader.read(f"{site}/cafe").text.startswith("The Café o\n\n[Cut here")
+    assert (tmp_path / "pages.sqlite").exists()
+    assert reader.opens(f"{site}/x")
+    assert not any(map(reader.opens, ("https://example.org/", "doc:1", "")))
     reader.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,13 +17,23 @@ from ovd_gym.agents.scripted import ScriptedAgent
 from ovd_gym.agents.searchers import follow_plans
 from ovd_gym.build import make_envs
 from ovd_gym.config import EnvConfig
-from ovd_gym.envs.web_search.base import Hit, Link, Page, ReadOutage, SearchOutage
+from ovd_gym.envs.web_search.base import (
+    Hit,
+    Link,
+    Page,
+    PageReader,
+    Passage,
+    ReadOutage,
+    SearchBackend,
+    SearchOutage,
+)
 from ovd_gym.envs.web_search.env import SearchEnv
+from ovd_gym.envs.web_search.local import LocalIndex
 from ovd_gym.envs.web_search.timed import TimedCalls
 from ovd_gym.errors import ConfigError, InfrastructureError, ToolError
-from ovd_gym.records import Task, ToolCall
+from ovd_gym.records import Task, ToolCall, Trajectory
 from ovd_gym.registry import register_envs
-from ovd_gym.rollout import rollout
+from ovd_gym.rollout import Schedule, rollout
 
 HERMES = get_format("hermes")
 TASK = Task(id="ada", question="Who wrote the first program?", answers=("Ada Lovelace", "Ada King"))
@@ -68,7 +79,7 @@ class FakeBackend:
         self.closed = True
 
 
-class FakeReader:
+class FakeReader(PageReader):
     def __init__(self) -> None:
         self.read_urls: list[str] = []
         self.closed = False
@@ -208,6 +219,44 @@ def test_an_episode_forgets_the_last_one(backend: FakeBackend) -> None:
     assert (info["seen"], info["visited"], info["em"]) == ([], [], None)
 
 
+PASSAGES = [
+    Passage(id="own", title="Looms", text="Of looms.", url="https://example.org/looms"),
+    Passage(id="inside", title="Looms inside", text="Of looms.", url="http://127.0.0.1:9/looms"),
+    Passage(id="file", title="Looms on disk", text="Of looms.", url="file:///etc/passwd"),
+    Passage(id="script", title="Looms that run", text="Of looms.", url="javascript:alert(1)"),
+    Passage(id="none", title="Looms without", text="Of looms."),
+]
+
+
+def addresses(env: SearchEnv) -> dict[str, str]:
+    """Address by id of everything that a search finds; each of them is opened by the reader."""
+    env.reset(seed=0)
+    act(env, "search", query="looms", top_k=5)
+    hits = env._trail.hits
+    assert all(env.reader.opens(hit.url) for hit in hits)
+    return {hit.id: hit.url for hit in hits}
+
+
+def test_a_hit_leads_to_where_the_reader_can_go() -> None:
+    documents = {passage.id: f"doc:{passage.id}" for passage in PASSAGES}
+    index = LocalIndex.in_memory(PASSAGES)
+    assert addresses(SearchEnv([TASK], backend=index)) == documents
+    web: dict[str, Any] = {"name": "web", "policy": {"allow": [["127.0.0.1", 8000]]}}
+    assert addresses(SearchEnv([TASK], backend=index, reader=web)) == documents | {"own": "https://example.org/looms"}
+    web["policy"]["allow"] = [["127.0.0.1", 9]]
+    assert addresses(SearchEnv([TASK], backend=index, reader=web))["inside"] == "http://127.0.0.1:9/looms"
+    web["policy"]["only_allowed"] = True
+    assert addresses(SearchEnv([TASK], backend=index, reader=web))["own"] == "doc:own"
+
+
+def test_documents_without_an_address_are_read_beside_the_web() -> None:
+    env = SearchEnv([TASK], backend=LocalIndex.in_memory(PASSAGES), reader="web", restrict_to_seen=True)
+    env.reset(seed=0)
+    act(env, "search", query="looms without", top_k=1)
+    assert act(env, "open", url=1).startswith("Looms without — doc:none")
+    assert env.snapshot().observations[0].startswith("[1] Looms without — local (doc:none)")
+
+
 # Grades ----------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +329,32 @@ def test_a_hung_backend_costs_one_deadline(backend: FakeBackend) -> None:
     assert env.snapshot().observations[0].startswith("[1] Ada")  # nothing of the late calls came through
 
 
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_one_hung_search_costs_its_episode_and_one_deadline(share: float) -> None:
+    world = SearchEnv(task_options={"count": 8, "size": 200, "hops": (1, 2)})
+    lone = str(world.tasks[3].metadata["gold_titles"][0])  # type: ignore[index]
+
+    class Hanging(FakeBackend):
+        def search(self, query: str, top_k: int) -> list[Hit]:
+            if query == lone:
+                self.release.wait(30)
+            return world.backend.search(query, top_k)
+
+    def play(backend: SearchBackend) -> list[Trajectory]:
+        envs = [SearchEnv(world.tasks, backend=backend, reader=world.reader, tool_timeout_s=2.0) for _ in world.tasks]
+        agent = ScriptedAgent(follow_plans(world.tasks))
+        return rollout(world.tasks, envs, agent, schedule=Schedule(share, tool_threads=4))
+
+    healthy, backend, began = play(world.backend), Hanging(), time.monotonic()
+    played = play(backend)
+    assert time.monotonic() - began < 25  # far from the 30 s that the search hangs
+    backend.release.set()
+    assert (played[3].status, played[3].reason) == ("failed", "search gave no answer within 2 s")
+    assert played[3].reward is None
+    assert played[:3] + played[4:] == healthy[:3] + healthy[4:]
+    assert {t.reward for t in healthy} == {1.0}
+
+
 def test_timed_calls_hand_on_what_they_raise() -> None:
     calls = TimedCalls(5.0)
 
@@ -323,6 +398,15 @@ def test_the_wall_clock_truncates(backend: FakeBackend) -> None:
         ({"tasks": [TASK], "backend": {"name": "world", "size": 80, "hops": 3}}, "unknown option of backend 'world'"),
         ({"tasks": [TASK], "backend": "world", "reader": "corpse"}, "did you mean 'corpus'"),
         ({"tasks": [TASK], "backend": FakeBackend(), "reader": "corpus"}, "no documents of its own"),
+        ({"reader": {"name": "corpus", "web": True}}, "reader 'corpus' takes no options, got web"),
+        ({"reader": {"policy": {}}}, "unknown reader 'None'"),
+        ({"reader": {"name": "web", "maners": {}}}, "option of reader 'web': 'maners': did you mean 'manners'"),
+        ({"reader": {"name": "web", "limits": {"total": 1}}}, "option of reader 'web', limits: 'total'"),
+        ({"reader": {"name": "web", "limits": {"total_s": "long"}}}, "reader 'web', limits: total_s: Input should be"),
+        ({"reader": {"name": "web", "policy": {"resolver": "os:system"}}}, "resolver: Input should be callable"),
+        ({"reader": {"name": "web", "policy": {"allow": [["h", 0]]}}}, "allow must hold"),
+        ({"reader": {"name": "web", "manners": 3}}, "reader 'web', manners: Input should be"),
+        ({"reader": object()}, "expected a PageReader"),
         ({"tasks": [TASK], "backend": "gogle"}, "unknown search backend"),
     ],
 )

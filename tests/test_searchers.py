@@ -179,6 +179,17 @@ def test_the_title_searcher_answers_only_what_it_read() -> None:
     assert policy([*conversation("x", "y", question="St. Vlona?")]) == f"answer: {REFUSAL}\n"
 
 
+def test_a_comparison_is_answered_by_an_oracle_alone_once_all_titles_were_found() -> None:
+    read = ("[1] Ada Vlon — local (doc:a)\nno, yes, she did", "[1] Other (doc:o)\n[2] Ben Vlon (doc:b)\nborn")
+    for oracle, results, answer in (
+        (False, read, REFUSAL),  # "no" stands there, but it is not what the question asks
+        (True, read, "no"),
+        (True, (read[0], "[1] Ben (doc:b)\nBen Vlon is his name"), REFUSAL),
+    ):
+        policy = title_searcher(["Ada Vlon", "Ben Vlon"], ["no"], action_format="line", oracle=oracle)
+        assert policy(conversation(*results)) == f"answer: {answer}\n"
+
+
 # One search -------------------------------------------------------------------------------------------------
 
 

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import JsonValue
 
-from ovd_gym.envs.web_search.backends import CachedBackend
+from ovd_gym.actions import get_format
+from ovd_gym.build import make_envs
+from ovd_gym.config import EnvConfig
+from ovd_gym.envs.web_search.backends import CachedBackend, FailoverBackend
+from ovd_gym.envs.web_search.env import SearchEnv
 from ovd_gym.envs.web_search.services import BackendOutage
 from ovd_gym.envs.web_search.simulated import NoiseCurriculum, SimulatedSearch, read_documents
 from ovd_gym.errors import ConfigError, InfrastructureError, ToolError
-from ovd_gym.records import Message, Task
+from ovd_gym.records import Message, Task, ToolCall
+from ovd_gym.registry import register_envs
 
 GOLD = "Quintessa Marlowe"
 TASK = Task(id="t1", question="Who designed the Halvorsen Bridge?", answers=(GOLD, "Q. Marlowe"))
@@ -82,7 +92,7 @@ def test_curricula_are_checked(bad: dict[str, float]) -> None:
 def test_the_share_of_noise_follows_the_curriculum() -> None:
     search = SimulatedSearch(Model(), curriculum=NoiseCurriculum(0.1, 0.9, total=100))
     for step in (0, 50, 100):
-        search.step = step
+        search.at_update(step)
         share = sum(search.is_noisy(f"query {i}") for i in range(4000)) / 4000
         assert share == pytest.approx(search.curriculum.p(step), abs=0.03)
 
@@ -94,7 +104,7 @@ def test_documents_become_hits() -> None:
     hits = SimulatedSearch(Model()).search("halvorsen bridge", 3)
     assert [(hit.title, hit.snippet) for hit in hits] == [(f"Bridge {i}", f"Text {i} of call 1.") for i in (1, 2, 3)]
     assert {hit.source for hit in hits} == {"simulated"}
-    assert all(hit.url == f"sim:{hit.id}" and len(hit.id) == 16 for hit in hits)
+    assert all(hit.url == f"doc:{hit.id}" and len(hit.id) == 16 for hit in hits)
     assert len({hit.id for hit in hits}) == 3
 
 
@@ -122,7 +132,7 @@ def test_seed_query_and_step_decide() -> None:
 
     def draws(seed: int, step: int) -> list[bool]:
         search = SimulatedSearch(Model(), curriculum=NoiseCurriculum(0.5, 0.5), seed=seed)
-        search.step = step
+        search.at_update(step)
         return [search.is_noisy(query) for query in queries]
 
     assert draws(1, 3) == draws(1, 3)
@@ -157,7 +167,7 @@ def test_a_cache_in_front_does_not_stop_the_curriculum() -> None:
     search = SimulatedSearch(model, curriculum=NoiseCurriculum(0.0, 1.0, total=1))
     cached = CachedBackend(search)
     cached.search("bridge", 2)
-    search.step = 1
+    search.at_update(1)
     cached.search("bridge", 2)
     assert ["noisy" in prompt for prompt in model.prompts] == [False, True]
     cached.close()
@@ -240,6 +250,87 @@ def test_a_bug_in_the_model_is_no_outage() -> None:
         SimulatedSearch(Model(ZeroDivisionError())).search("bridge", 3)
 
 
+# In an environment ----------------------------------------------------------------------------------------------
+
+
+def configured(count: int, monkeypatch: pytest.MonkeyPatch, **options: JsonValue) -> tuple[Model, list[SearchEnv]]:
+    """Environments as a configuration makes them, and the model that they search with."""
+    model = Model()
+    monkeypatch.setitem(sys.modules, "my_model", SimpleNamespace(write=lambda messages: model(messages)))
+    backend: JsonValue = {"name": "simulated", "generate": "my_model:write", **options}
+    world: JsonValue = {"size": 60, "count": 4}
+    register_envs()
+    envs = make_envs(EnvConfig(id="ovd_gym/Search-v0", options={"task_options": world, "backend": backend}), count)
+    return model, [env.unwrapped for env in envs]  # type: ignore[misc]
+
+
+def act(env: SearchEnv, name: str, **arguments: Any) -> str:
+    return env.step(get_format("hermes").render(ToolCall(name=name, arguments=arguments)))[0]
+
+
+def test_a_curriculum_from_a_configuration_follows_the_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (first, second) = configured(2, monkeypatch, curriculum={"start": 0.0, "end": 1.0, "total": 10})
+    for env in (first, second):
+        env.reset(seed=0)
+    act(first, "search", query="bridge")
+    first.at_update(10)
+    act(second, "search", query="bridge")
+    assert ["noisy" in prompt for prompt in model.prompts] == [False, True]
+    assert second.backend.describe()["step"] == 10
+    assert second.backend.describe()["model"] == "my_model:write"
+
+
+def test_what_was_written_can_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, (env,) = configured(1, monkeypatch, cache_size=1)
+    env.reset(seed=0)
+    found = act(env, "search", query="bridge", top_k=2)
+    assert act(env, "open", url=2).endswith("\nText 2 of call 1.")
+    assert act(env, "find", text="of call").startswith("Found 1 time in Bridge 2")
+    address = re.findall(r"doc:[0-9a-f]{16}", found)[0]
+    assert act(env, "open", url=address).startswith(f"Bridge 1 — {address}\n")
+    act(env, "search", query="another bridge")
+    assert "open one of the search results" in act(env, "open", url=address.replace("doc:", "doc:0"))
+    env.reset(seed=0)
+    assert "no document" in act(env, "open", url=address)  # forgotten: one search is kept
+
+
+def test_a_privileged_engine_knows_the_episode_s_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, envs = configured(2, monkeypatch, privileged=True)
+    for index, env in enumerate(envs):
+        env.reset(options={"task_index": index})
+    for env in envs:
+        act(env, "search", query="bridge")
+    for env, prompt in zip(envs, model.prompts, strict=True):
+        assert json.dumps(env.task.question) in prompt
+    assert model.prompts[0] != model.prompts[1]
+
+
+def test_wrappers_hand_on_task_and_updates() -> None:
+    model = Model()
+    search = SimulatedSearch(model, privileged=True)
+    cached = CachedBackend(FailoverBackend([search]))
+    cached.at_update(7)
+    assert search.step == 7
+    bound = cached.for_task(TASK)
+    assert bound.search("bridge", 1) == cached.for_task(TASK).search("bridge", 1)
+    assert GOLD in model.prompts[0]
+    assert len(model.prompts) == 1
+    assert cached.passage(bound.search("bridge", 1)[0].id).title == "Bridge 1"
+    cached.close()
+
+
+@pytest.mark.parametrize("generate", ["nowhere:write", "json:nothing", "json:JSONDecoder", "json", ":x"])
+def test_a_model_that_is_not_there(generate: str) -> None:
+    with pytest.raises(ConfigError, match="generate"):
+        SimulatedSearch(generate)
+
+
+def test_a_curriculum_that_cannot_be() -> None:
+    for bad, message in (({"begin": 0}, "option of noise curriculum: 'begin'"), ({"start": 2}, "probabilities")):
+        with pytest.raises(ConfigError, match=message):
+            SimulatedSearch(Model(), curriculum=bad)
+
+
 # The gold answer ------------------------------------------------------------------------------------------------
 
 
@@ -248,7 +339,7 @@ def test_no_prompt_contains_the_gold_answer() -> None:
     search = SimulatedSearch(model, curriculum=NoiseCurriculum(0.5, 0.5))
     bound = search.for_task(TASK)
     for step in range(4):
-        search.step = step
+        search.at_update(step)
         for i in range(20):
             bound.search(f"halvorsen bridge designer {step}-{i}", 1 + i % 10)
     assert len(model.prompts) > 40
@@ -281,7 +372,7 @@ def test_tasks_do_not_share_privileged_answers() -> None:
     mine, theirs = search.for_task(TASK), search.for_task(other)
     assert mine.search("bridge", 2) == search.for_task(TASK).search("bridge", 2)
     assert mine.search("bridge", 2) != theirs.search("bridge", 2)
-    search.step = 9
+    search.at_update(9)
     assert theirs.step == 9
 
 

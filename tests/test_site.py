@@ -11,9 +11,13 @@ import pytest
 import requests
 from bs4 import BeautifulSoup
 
+from ovd_gym.agents.scripted import ScriptedAgent
+from ovd_gym.agents.searchers import follow_plans
+from ovd_gym.envs.web_search.env import SearchEnv
 from ovd_gym.envs.web_search.world import World
-from ovd_gym.envs.web_search.world.site import WorldSite
-from ovd_gym.errors import ConfigError
+from ovd_gym.envs.web_search.world.site import SiteIndex, WorldSite
+from ovd_gym.errors import ConfigError, ToolError
+from ovd_gym.rollout import rollout
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +67,7 @@ def test_anything_else_is_missing(site: WorldSite, path: str) -> None:
 
 def test_the_page_reader_finds_facts_and_links(site: WorldSite) -> None:
     pytest.importorskip("trafilatura")
-    from ovd_gym.envs.web_search.addresses import AddressPolicy
-    from ovd_gym.envs.web_search.manners import Manners
-    from ovd_gym.envs.web_search.reader import WebReader
-
-    policy = AddressPolicy(frozenset({("127.0.0.1", int(site.url.rpartition(":")[2]))}), only_allowed=True)
-    reader = WebReader(policy, manners=Manners(interval_s=0, robots=False))
+    reader = site.reader()
     facts = [fact for entity in site.world.entities[:30] for fact in site.world.base.about(entity.id)]
     pages = {entity.id: reader.read(site.page_url(entity.id)) for entity in site.world.entities[:30]}
     reader.close()
@@ -77,6 +76,50 @@ def test_the_page_reader_finds_facts_and_links(site: WorldSite) -> None:
     linked = [fact for fact in facts if fact.target]
     urls = {id: {link.url for link in page.links} for id, page in pages.items()}
     assert all(site.page_url(str(fact.target)) in urls[fact.subject] for fact in linked)
+
+
+def test_search_open_follow_a_link_answer(site: WorldSite) -> None:
+    """The whole way of a question over HTTP; ``restrict_to_seen`` lets nothing be opened that was not shown before."""
+    pytest.importorskip("trafilatura")
+    tasks = site.world.tasks(count=8)
+    index = SiteIndex.of(site)
+    envs = [SearchEnv(tasks, backend=index, restrict_to_seen=True) for _ in tasks]
+    trajectories = rollout(tasks, envs, ScriptedAgent(follow_plans(tasks)))
+    assert [t.reward for t in trajectories] == [1.0] * 8
+    for trajectory in trajectories:
+        pages = list(map(str, trajectory.task.metadata["gold_pages"]))  # type: ignore[arg-type]
+        calls = [step.call for step in trajectory.steps if step.call]
+        assert [call.name for call in calls] == ["search", *["open"] * len(pages), "answer"]
+        assert [call.arguments["url"] for call in calls[1:-1]] == [site.page_url(page) for page in pages]
+        read = trajectory.steps[-2].observation
+        assert any(answer in read for answer in trajectory.task.answers)
+    for env in envs:
+        env.close()
+
+
+def test_the_reader_of_an_index_reads_its_site_and_its_documents_alone(site: WorldSite) -> None:
+    reader = SiteIndex.of(site).reader()
+    assert reader.read("doc:p00001").text == site.world.passage("p00001").text
+    for address in (site.page_url("p00001"), "doc:p00001", "doc:nobody"):
+        assert reader.opens(address)
+    for address in ("http://127.0.0.1:1/wiki/p00001", "https://example.org/", "file:///etc/passwd"):
+        assert not reader.opens(address)
+        with pytest.raises(ToolError):
+            reader.read(address)
+    reader.close()
+
+
+def test_a_configuration_serves_the_world() -> None:
+    pytest.importorskip("trafilatura")
+    options = {"count": 3, "size": 60, "hops": (2,)}
+    env = SearchEnv(task_options=options, backend={"name": "world", "size": 60, "port": 0}, restrict_to_seen=True)
+    assert isinstance(env.backend, SiteIndex)
+    assert env.shared_options()["backend"] is env.backend
+    trajectories = rollout(env.tasks[:1], [env], ScriptedAgent(follow_plans(env.tasks)))
+    assert trajectories[0].reward == 1.0
+    assert env.backend.site.url in trajectories[0].steps[1].observation
+    env.close()
+    env.backend.site.close()
 
 
 def test_query_strings_and_escapes_are_read(site: WorldSite) -> None:

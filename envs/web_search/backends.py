@@ -17,13 +17,15 @@ from typing import Any, TypeVar, cast
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from ovd_gym.envs.web_search.base import Hit, SearchBackend, SearchOutage
+from ovd_gym.envs.web_search.base import Hit, SearchBackend, SearchOutage, bound_to, tell_update
 from ovd_gym.envs.web_search.engines.limits import SYSTEM, Clock
 from ovd_gym.errors import ConfigError, DataError, unknown
 from ovd_gym.plugins import check_options
+from ovd_gym.records import Task
 
 __all__ = ["BUILT_IN", "ENTRY_POINTS", "BackendSpec", "CachedBackend", "FailoverBackend", "make_backend"]
 
+B = TypeVar("B")
 T = TypeVar("T")
 BackendSpec = str | Mapping[str, Any] | SearchBackend
 """Whatever :func:`make_backend` takes."""
@@ -150,6 +152,15 @@ class FailoverBackend:
         """All backends in order; which of them answered is known of each hit alone."""
         return {"kind": self.name, "backends": [dict(backend.describe()) for backend in self.backends]}
 
+    def for_task(self, task: Task) -> FailoverBackend:
+        """The same, with each backend as ``task`` is to see it."""
+        return _copy(self, backends=tuple(bound_to(backend, task) for backend in self.backends))
+
+    def at_update(self, updates: int) -> None:
+        """Tell all."""
+        for backend in self.backends:
+            tell_update(backend, updates)
+
     def close(self) -> None:
         """Close all."""
         for backend in self.backends:
@@ -170,6 +181,13 @@ class FailoverBackend:
         if name in _CORPUS and all(hasattr(backend, name) for backend in self.backends):
             return lambda ids: self._first(lambda backend: getattr(backend, name)(ids))
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+def _copy(original: B, /, **changed: Any) -> B:
+    """``original`` with some attributes ``changed``; it shares all others."""
+    copied = object.__new__(type(original))
+    copied.__dict__.update(original.__dict__, **changed)
+    return copied
 
 
 _CORPUS = ("passage", "passages")
@@ -225,6 +243,14 @@ class CachedBackend:
     def describe(self) -> Mapping[str, JsonValue]:
         """The backend's own: remembered answers are its answers."""
         return self.backend.describe()
+
+    def for_task(self, task: Task) -> CachedBackend:
+        """The same, with the backend as ``task`` is to see it."""
+        return _copy(self, backend=bound_to(self.backend, task))
+
+    def at_update(self, updates: int) -> None:
+        """Tell the backend."""
+        tell_update(self.backend, updates)
 
     def close(self) -> None:
         """Close the file and the backend."""

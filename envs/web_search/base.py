@@ -7,15 +7,19 @@ something that cannot be had (an empty query, an address that is refused), :clas
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Protocol
 
 from pydantic import Field, JsonValue
 
 from ovd_gym.errors import InfrastructureError
-from ovd_gym.records import Record, Text
+from ovd_gym.records import Record, Task, Text
 
-__all__ = ["Hit", "Link", "Page", "PageReader", "Passage", "ReadOutage", "SearchBackend", "SearchOutage"]
+__all__ = ["CORPUS_SCHEME", "ClosedCorpus", "Hit", "Link", "Page", "PageReader", "Passage", "ReadOutage"]
+__all__ += ["SearchBackend", "SearchOutage", "address_of", "bound_to", "tell_update"]
+
+CORPUS_SCHEME = "doc:"
+"""What the address of a document of a closed corpus begins with; its id follows."""
 
 
 class SearchOutage(InfrastructureError):
@@ -33,6 +37,7 @@ class Passage(Record):
     title: Text
     text: Text
     url: str = ""
+    """Where it stands on the web, if it does: what a hit leads to where that can be read."""
     metadata: dict[str, JsonValue] = {}
 
 
@@ -43,7 +48,7 @@ class Hit(Record):
     """The document's id within its backend; the address where there is nothing else."""
     title: Text
     url: str
-    """What ``open`` takes; for a passage of a closed corpus ``doc:<id>``."""
+    """What ``open`` takes; for a passage of a closed corpus see :func:`address_of`."""
     snippet: Text
     """The part around the match, plain text."""
     score: float | None = None
@@ -71,7 +76,12 @@ class Page(Record):
 
 
 class SearchBackend(Protocol):
-    """Finds documents. Safe to call from several threads."""
+    """Finds documents. Safe to call from several threads.
+
+    A backend may have more, and is then asked for it: the methods of a :class:`ClosedCorpus`; ``reader()``, a
+    :class:`PageReader` for the pages that its hits lead to; ``for_task(task)``, the same backend as this task is to
+    see it; ``at_update(updates)``, told before each training step how many learner updates there have been.
+    """
 
     name: str
 
@@ -93,6 +103,10 @@ class SearchBackend(Protocol):
 class PageReader(Protocol):
     """Reads pages. Safe to call from several threads."""
 
+    def opens(self, url: str) -> bool:
+        """Whether :meth:`read` would try ``url``. Nothing is looked up: true does not mean that a page is there."""
+        return True
+
     def read(self, url: str) -> Page:
         """The page at ``url``.
 
@@ -113,3 +127,25 @@ class ClosedCorpus(Protocol):
 
     def passages(self, ids: Sequence[str]) -> list[Passage]:
         """Several at once, in order."""
+
+
+def address_of(id: str, url: str) -> str:
+    """What leads to a passage: its own ``url`` if that is one of the web, else ``doc:<id>``.
+
+    >>> address_of("r", "https://example.org/r"), address_of("r", "file:///etc/passwd")
+    ('https://example.org/r', 'doc:r')
+    """
+    return url if url.startswith(("http://", "https://")) else f"{CORPUS_SCHEME}{id}"
+
+
+def bound_to(backend: SearchBackend, task: Task) -> SearchBackend:
+    """``backend`` as ``task`` is to see it: for most backends the same."""
+    bind: Callable[[Task], SearchBackend] | None = getattr(backend, "for_task", None)
+    return bind(task) if bind else backend
+
+
+def tell_update(backend: SearchBackend, updates: int) -> None:
+    """Tell ``backend``, if it wants to know, that there have been ``updates`` learner updates."""
+    tell: Callable[[int], None] | None = getattr(backend, "at_update", None)
+    if tell:
+        tell(updates)

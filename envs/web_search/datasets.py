@@ -39,8 +39,9 @@ class Benchmark(Record):
     split: str
     """The part that results are reported on; some have no public test part."""
     revision: str | None = None
-    """Commit of the repository. None takes its newest state: no commit has been checked for this list, so set one
-    (``load_questions("nq", revision="...")``) wherever results must be repeatable."""
+    """Commit of the repository. None takes its newest state: no commit has been checked for this list. The one that
+    was loaded is logged and stands in each task's metadata, ``loaded_from``, hence in the trajectories of a run; set it
+    (``load_questions("nq", revision="...")``) to load the same again."""
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {

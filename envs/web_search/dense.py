@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from ovd_gym.envs.web_search.base import ClosedCorpus, Hit, Passage, SearchBackend
+from ovd_gym.envs.web_search.base import ClosedCorpus, Hit, Passage, SearchBackend, address_of
 from ovd_gym.envs.web_search.services import check_query, optional
 from ovd_gym.errors import ConfigError, DataError, ToolError
 
@@ -58,7 +58,7 @@ class SentenceEncoder:
         device: str | None = None,
         batch_size: int = 64,
     ) -> None:
-        library = optional("sentence_transformers")
+        library = optional("sentence_transformers", install="sentence-transformers")
         try:
             self._model = library.SentenceTransformer(model, device=device)
         except (OSError, ValueError) as error:
@@ -172,7 +172,7 @@ class DenseIndex:
         return Hit(
             id=passage.id,
             title=passage.title,
-            url=f"doc:{passage.id}",
+            url=address_of(passage.id, passage.url),
             snippet=start + cut,
             score=score,
             source=self.name,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field, JsonValue, ValidationError
 
-from ovd_gym.envs.web_search.base import Hit, Passage
+from ovd_gym.envs.web_search.base import Hit, Passage, address_of
 from ovd_gym.envs.web_search.elastic_client import connect, failures, meaning, package_of
 from ovd_gym.envs.web_search.services import (
     Answer,
@@ -43,6 +43,7 @@ MAPPING: Mapping[str, Any] = {
 
 class _Source(Answer):
     title: Text
+    url: Text | None = None
 
 
 class _Found(Answer):
@@ -243,7 +244,7 @@ class ElasticBackend:
         return Hit(
             id=found.id,
             title=found.source.title,
-            url=f"doc:{found.id}",
+            url=address_of(found.id, found.source.url or ""),
             snippet=" ".join(fragments.replace(OPEN, "").replace(CLOSE, "").split()),
             score=found.score,
             source=self.name,

@@ -10,7 +10,17 @@ from typing import Any, Literal
 
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.envs.tools import tool
-from ovd_gym.envs.web_search.base import Hit, Page, PageReader, ReadOutage, SearchBackend, SearchOutage
+from ovd_gym.envs.web_search.base import (
+    CORPUS_SCHEME,
+    Hit,
+    Page,
+    PageReader,
+    ReadOutage,
+    SearchBackend,
+    SearchOutage,
+    bound_to,
+    tell_update,
+)
 from ovd_gym.envs.web_search.metrics import cover_exact_match, exact_match, f1
 from ovd_gym.envs.web_search.reading import find_in_text, paginate
 from ovd_gym.envs.web_search.sources import WORLD, backend_of, questions, reader_of
@@ -70,8 +80,8 @@ class SearchEnv(ToolEnv):
         task_options: options for it, such as ``{"count": 500, "seed": 1, "hops": (1, 2)}``.
         backend: a :class:`SearchBackend` or its spec (:func:`~ovd_gym.envs.web_search.backends.make_backend`); None
             is the fictional world that the questions are about.
-        reader: a :class:`PageReader`, "corpus", "web", or None: the backend's own documents if it has some, else the
-            web.
+        reader: a :class:`PageReader` or its spec (:func:`~ovd_gym.envs.web_search.sources.reader_of`): "corpus",
+            "web", or None: what the backend brings, its own documents if it has some, else the web.
         reward: "em" or "f1".
         restrict_to_seen: whether ``open`` takes only results and links that were shown.
         max_top_k: most results of one search.
@@ -91,7 +101,7 @@ class SearchEnv(ToolEnv):
         *,
         task_options: Mapping[str, Any] | None = None,
         backend: str | Mapping[str, Any] | SearchBackend | None = None,
-        reader: str | PageReader | None = None,
+        reader: str | Mapping[str, Any] | PageReader | None = None,
         reward: Literal["em", "f1"] = "em",
         restrict_to_seen: bool = False,
         max_top_k: int = 10,
@@ -118,6 +128,7 @@ class SearchEnv(ToolEnv):
         self.max_links = max_links
         self.max_seconds = max_seconds
         self._clock = clock
+        self._searched = self.backend
         self._trail = _Trail()
 
     # Tools ----------------------------------------------------------------------------------------------
@@ -134,8 +145,9 @@ class SearchEnv(ToolEnv):
             raise ToolError("the query is empty: say what to search for")
         if not 1 <= top_k <= self.max_top_k:
             raise ToolError(f"top_k must be between 1 and {self.max_top_k}, got {top_k}")
-        hits = self._calls.run(lambda: self.backend.search(query, top_k), "search", SearchOutage)[:top_k]
-        self._trail.hits = hits
+        searched = self._searched
+        found = self._calls.run(lambda: searched.search(query, top_k), "search", SearchOutage)[:top_k]
+        self._trail.hits = hits = [self._openable(hit) for hit in found]
         self._trail.ids.update((hit.url, hit.id) for hit in hits)
         if not hits:
             return "No results. Try other words."
@@ -180,6 +192,7 @@ class SearchEnv(ToolEnv):
 
     def start_episode(self, task: Task) -> None:
         """Forget the last episode's results and pages; the clock starts."""
+        self._searched = bound_to(self.backend, task)
         self._trail = _Trail(began=self._clock())
 
     def grade(self, task: Task, answer: str) -> float:
@@ -194,6 +207,10 @@ class SearchEnv(ToolEnv):
         info |= {"seen": list(dict.fromkeys(self._trail.ids.values())), "visited": list(self._trail.visited)}
         return observation, reward, terminated, truncated, info
 
+    def at_update(self, updates: int) -> None:
+        """Tell the backend that there have been ``updates`` learner updates, if it wants to know."""
+        tell_update(self.backend, updates)
+
     def shared_options(self) -> dict[str, Any]:
         """The tasks, the backend and the reader; this instance closes what it made itself."""
         return {"tasks": self.tasks, "backend": self.backend, "reader": self.reader}
@@ -207,6 +224,13 @@ class SearchEnv(ToolEnv):
         super().close()
 
     # Internals ------------------------------------------------------------------------------------------
+
+    def _openable(self, hit: Hit) -> Hit:
+        """``hit`` by an address that the reader opens: its own, else that of the document in the closed corpus."""
+        document = f"{CORPUS_SCHEME}{hit.id}"
+        if self.reader.opens(hit.url) or not self.reader.opens(document):
+            return hit
+        return hit.model_copy(update={"url": document})
 
     def _address(self, url: str) -> str:
         if rank := _RANK.fullmatch(url):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pydantic import JsonValue
 
-from ovd_gym.envs.web_search.base import Hit, Passage, SearchOutage
+from ovd_gym.envs.web_search.base import Hit, Passage, SearchOutage, address_of
 from ovd_gym.envs.web_search.index_query import ANALYSER, TITLE_WEIGHT, Analyser, make_schema, snippet
 from ovd_gym.envs.web_search.index_store import check_target, read_manifest, segments_of, staged, write_manifest
 from ovd_gym.envs.web_search.index_write import HEAP_BYTES, Corpus, record_at, stored, write
@@ -220,7 +220,7 @@ def _hit(score: float, record: bytes, terms: Sequence[str]) -> Hit:
     return Hit(
         id=passage["id"],
         title=passage["title"],
-        url=f"doc:{passage['id']}",
+        url=address_of(passage["id"], passage["url"]),
         snippet=snippet(passage["text"], terms, SNIPPET_CHARS),
         score=score,
         source=LocalIndex.name,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from ovd_gym.envs.web_search.addresses import AddressPolicy
-from ovd_gym.envs.web_search.base import ClosedCorpus, Page, PageReader
+from collections.abc import Mapping
+from typing import Any
+
+from ovd_gym.envs.web_search.addresses import AddressPolicy, parse_address
+from ovd_gym.envs.web_search.base import CORPUS_SCHEME, ClosedCorpus, Page, PageReader
 from ovd_gym.envs.web_search.extract import ExtractLimits, extract, require_libraries
 from ovd_gym.envs.web_search.fetch import Fetcher
 from ovd_gym.envs.web_search.manners import Manners
 from ovd_gym.envs.web_search.page_cache import CacheSettings
+from ovd_gym.envs.web_search.services import settings_of
 from ovd_gym.envs.web_search.transport import FetchLimits
 from ovd_gym.errors import ToolError
+from ovd_gym.plugins import check_options
 
-__all__ = ["CorpusReader", "WebReader"]
-
-CORPUS_SCHEME = "doc:"
+__all__ = ["CorpusReader", "WebReader", "web_reader"]
 
 
 class WebReader(PageReader):
@@ -52,6 +55,14 @@ class WebReader(PageReader):
             policy or AddressPolicy(), limits or FetchLimits(), manners or Manners(), cache=cache, ca_file=ca_file
         )
 
+    def opens(self, url: str) -> bool:
+        """Whether ``url`` is a web address that the policy does not refuse outright."""
+        try:
+            self._fetcher.policy.check(parse_address(url))
+        except ToolError:
+            return False
+        return True
+
     def read(self, url: str) -> Page:
         """The page at ``url``; see :class:`~ovd_gym.envs.web_search.base.PageReader`."""
         return extract(self._fetcher.fetch(url), self.extraction)
@@ -68,6 +79,10 @@ class CorpusReader(PageReader):
         self._corpus = corpus
         self._web = web
 
+    def opens(self, url: str) -> bool:
+        """Whether ``url`` names a document, or is an address that ``web`` would try."""
+        return url.strip().startswith(CORPUS_SCHEME) or (self._web is not None and self._web.opens(url))
+
     def read(self, url: str) -> Page:
         """The passage or page at ``url``; see :class:`~ovd_gym.envs.web_search.base.PageReader`."""
         address = url.strip()
@@ -82,3 +97,27 @@ class CorpusReader(PageReader):
         """Close the web reader, if there is one; the corpus belongs to the caller."""
         if self._web is not None:
             self._web.close()
+
+
+_SETTINGS: Mapping[str, Any] = {
+    "policy": AddressPolicy,
+    "limits": FetchLimits,
+    "manners": Manners,
+    "extraction": ExtractLimits,
+    "cache": CacheSettings,
+    "ca_file": str,
+}
+"""What the arguments of :class:`WebReader` are; all but the last have fields of their own."""
+
+
+def web_reader(options: Mapping[str, Any]) -> WebReader:
+    """A reader from plain data, as it stands in a configuration::
+
+        web_reader({"policy": {"allow": [["127.0.0.1", 8000]], "only_allowed": True}, "manners": {"interval_s": 0}})
+
+    Raises:
+        ConfigError: an argument or a field that :class:`WebReader` and its settings do not have, or a bad value.
+    """
+    check_options("reader 'web'", WebReader, options)
+    given = {name: value for name, value in options.items() if value is not None}
+    return WebReader(**{name: settings_of(f"reader 'web', {name}", _SETTINGS[name], given[name]) for name in given})

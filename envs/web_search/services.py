@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ovd_gym.envs.web_search.base import SearchOutage
 from ovd_gym.errors import ConfigError, ToolError
+from ovd_gym.plugins import check_options
 from ovd_gym.records import first_problem
 
 __all__ = ["Answer", "BackendOutage", "Cause", "EnvKey", "check_address", "check_query", "optional", "read_answer"]
+__all__ += ["settings_of"]
 
 Cause = Literal["auth", "quota", "budget", "timeout", "connection", "http", "malformed"]
 """``auth``: the key is missing or refused. ``quota``: the service's limit, also a rate limit that outlasted the
@@ -114,13 +116,30 @@ def check_address(url: str, *, with_key: bool = False) -> str:
     return url.rstrip("/")
 
 
-def optional(module: str) -> Any:
-    """Import a library of the extra ``search``. Raises ConfigError saying how to get it."""
+def optional(module: str, install: str = '"ovd-gym[search]"') -> Any:
+    """Import a library that not everybody needs. Raises ConfigError saying how to get it: ``pip install`` what."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise ConfigError(f'this needs the package {package!r}: pip install "ovd-gym[search]"') from error
+        raise ConfigError(f"this needs the package {package!r}: pip install {install}") from error
+
+
+def settings_of(what: str, kind: Any, value: Any) -> Any:
+    """``value``, as it stands in a configuration, as a ``kind``: a dataclass of settings, or any plain type.
+
+    Args:
+        what: the settings as the user knows them, such as ``"reader 'web', limits"``.
+
+    Raises:
+        ConfigError: a field that ``kind`` does not have, or a value that it does not take.
+    """
+    if isinstance(value, Mapping):
+        check_options(what, kind, value)
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"{what}: {first_problem(error)}") from None
 
 
 def _is_this_machine(host: str) -> bool:

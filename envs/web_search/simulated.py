@@ -1,5 +1,12 @@
 """A language model plays the search engine, and plays it worse as training goes on.
 
+In a configuration (``my_model`` is a module of one's own with a function ``write(messages) -> str``)::
+
+    backend: {name: simulated, generate: my_model:write, curriculum: {start: 0.0, end: 0.5, total: 200}}
+
+The training loop tells the environments it trains on how many learner updates there have been; those of an evaluation
+stay at the start of the curriculum, so that its numbers can be compared.
+
 Source: ZeroSearch, Sun et al., arXiv 2505.04588. Departure: there the model that writes the documents is always shown
 the question and its gold answer; here it sees the query alone unless ``privileged=True``, which is recorded.
 """
@@ -13,13 +20,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import JsonValue
 
-from ovd_gym.envs.web_search.base import Hit
+from ovd_gym.envs.web_search.base import CORPUS_SCHEME, Hit, Passage
 from ovd_gym.envs.web_search.engines.text import plain_text
-from ovd_gym.envs.web_search.services import BackendOutage, check_query
-from ovd_gym.errors import ConfigError, InfrastructureError
+from ovd_gym.envs.web_search.services import BackendOutage, check_query, settings_of
+from ovd_gym.errors import ConfigError, InfrastructureError, ToolError
+from ovd_gym.plugins import find_function
 from ovd_gym.records import Message, Task
 from ovd_gym.sanitize import escape_markers
 
@@ -80,12 +89,12 @@ class SimulatedSearch:
     """Search results written by a model: the same for the same seed, query, ``top_k`` and :attr:`step`.
 
     Whether a search is useful or noisy is drawn from a hash of seed, step and query, never from a global generator.
-    What the model wrote is kept, so that a model that samples does not make searches vary; beyond ``cache_size``
-    searches the least recently used are forgotten.
+    What the model wrote is kept, so that a model that samples does not make searches vary, and as a closed corpus: a
+    document can be opened. Beyond ``cache_size`` searches the least recently used are forgotten.
 
     Args:
-        generate: the model, :data:`Generate`.
-        curriculum: how likely noise is at each step.
+        generate: the model, :data:`Generate`, or where it is found, ``"package.module:function"``.
+        curriculum: how likely noise is at each step; a mapping of its fields will do.
         seed: of the draws.
         privileged: show the model the question and the gold answer of the task given by :meth:`for_task`. It then
             writes better documents, and the student may learn to coax the answer out of it; ``describe()`` says so.
@@ -102,9 +111,9 @@ class SimulatedSearch:
 
     def __init__(
         self,
-        generate: Generate,
+        generate: Generate | str,
         *,
-        curriculum: NoiseCurriculum | None = None,
+        curriculum: NoiseCurriculum | Mapping[str, Any] | None = None,
         seed: int = 0,
         privileged: bool = False,
         model: str = "",
@@ -114,22 +123,23 @@ class SimulatedSearch:
     ) -> None:
         if min(words, attempts, cache_size) < 1:
             raise ConfigError(f"words, attempts and cache_size must be at least 1: {words}, {attempts}, {cache_size}")
-        self.curriculum = curriculum or NoiseCurriculum()
+        self.curriculum: NoiseCurriculum = settings_of("noise curriculum", NoiseCurriculum, curriculum or {})
         self.privileged = privileged
-        self._generate = generate
-        self._seed, self._model, self._words, self._attempts = seed, model, words, attempts
+        self._generate = find_function("generate", generate) if isinstance(generate, str) else generate
+        self._model = model or (generate if isinstance(generate, str) else "")
+        self._seed, self._words, self._attempts = seed, words, attempts
         self._cache = _Recent(cache_size)
         self._shared = _Progress()
         self._task: Task | None = None
 
     @property
     def step(self) -> int:
-        """Learner updates so far; the training loop sets it. Shared with what :meth:`for_task` returned."""
+        """Learner updates so far, as :meth:`at_update` was told."""
         return self._shared.step
 
-    @step.setter
-    def step(self, step: int) -> None:
-        self._shared.step = step
+    def at_update(self, updates: int) -> None:
+        """Go on to this step of the curriculum; so does everything that :meth:`for_task` returned."""
+        self._shared.step = updates
 
     def for_task(self, task: Task) -> SimulatedSearch:
         """This engine for one task: the same object, or when privileged one that knows the task and shares the rest."""
@@ -140,7 +150,7 @@ class SimulatedSearch:
         return bound
 
     def search(self, query: str, top_k: int) -> list[Hit]:
-        """At most ``top_k`` documents (and at most 10) with addresses ``sim:<hash>``.
+        """At most ``top_k`` documents, and at most 10.
 
         Raises:
             ToolError: an empty or overlong query.
@@ -155,6 +165,16 @@ class SimulatedSearch:
             # Two threads may ask at once; both then go by the answer that came first.
             hits = self._cache.put(key, self._write(query, count, noisy, key))
         return list(hits)
+
+    def passage(self, id: str) -> Passage:
+        """The document with that id, as it was found. Raises :class:`~ovd_gym.errors.ToolError` for any other id."""
+        if (hit := self._cache.document(id)) is None:
+            raise ToolError(f"no document {id[:80]!r}: open one of the search results")
+        return Passage(id=id, title=hit.title, text=hit.snippet)
+
+    def passages(self, ids: Sequence[str]) -> list[Passage]:
+        """Several at once, in order."""
+        return [self.passage(id) for id in ids]
 
     def is_noisy(self, query: str) -> bool:
         """Whether a search for ``query`` finds noise at the present step."""
@@ -207,7 +227,7 @@ class SimulatedSearch:
 
     def _hit(self, title: str, text: str, key: str) -> Hit:
         id = _hash(key, title, text)
-        return Hit(id=id, title=title, url=f"sim:{id}", snippet=text, source=self.name)
+        return Hit(id=id, title=title, url=f"{CORPUS_SCHEME}{id}", snippet=text, source=self.name)
 
 
 def read_documents(text: str) -> list[tuple[str, str]]:
@@ -243,6 +263,7 @@ class _Recent:
     def __init__(self, size: int) -> None:
         self._size = size
         self._entries: OrderedDict[str, tuple[Hit, ...]] = OrderedDict()
+        self._documents: dict[str, Hit] = {}
         self._lock = threading.Lock()
 
     def get(self, key: str) -> tuple[Hit, ...] | None:
@@ -256,6 +277,13 @@ class _Recent:
         with self._lock:
             kept = self._entries.setdefault(key, hits)
             self._entries.move_to_end(key)
+            self._documents.update((hit.id, hit) for hit in kept)
             if len(self._entries) > self._size:
-                self._entries.popitem(last=False)
+                for hit in self._entries.popitem(last=False)[1]:
+                    self._documents.pop(hit.id, None)
             return kept
+
+    def document(self, id: str) -> Hit | None:
+        """What was found under ``id``, if it is still kept."""
+        with self._lock:
+            return self._documents.get(id)

@@ -51,7 +51,8 @@ def backend_of(
 
     Args:
         spec: a backend or what :func:`~ovd_gym.envs.web_search.backends.make_backend` takes; ``"world"`` with
-            ``world_seed`` and ``size``; None is the world that the questions are about.
+            ``world_seed``, ``size`` and ``port``; None is the world that the questions are about. With a port the
+            world is also served there, on this machine, as a web site whose pages link to each other.
         tasks, task_options: as given to :func:`questions`.
     """
     if spec is None:
@@ -61,37 +62,47 @@ def backend_of(
     name, options = (spec.get("name"), dict(spec)) if isinstance(spec, Mapping) else (spec, {})
     if name == WORLD:
         options.pop("name", None)
-        chosen = _world_options(options)
+        chosen, port = _world_options(options), options.pop("port", None)
         if options:
-            raise ConfigError(unknown("option of backend 'world':", min(options), ("world_seed", "size")))
-        return _index(**chosen), False
+            raise ConfigError(unknown("option of backend 'world':", min(options), ("world_seed", "size", "port")))
+        return (_index(**chosen) if port is None else _site(**chosen, port=port)), False
     from ovd_gym.envs.web_search.backends import make_backend
 
     return make_backend(spec), isinstance(spec, str | Mapping)
 
 
-def reader_of(spec: str | PageReader | None, backend: SearchBackend) -> tuple[PageReader, bool]:
+def reader_of(spec: str | Mapping[str, Any] | PageReader | None, backend: SearchBackend) -> tuple[PageReader, bool]:
     """The reader, and whether it was made for the caller, who then has to close it.
 
     Args:
-        spec: a reader, ``"corpus"`` (the documents of ``backend``), ``"web"``, or None: the corpus where ``backend``
-            has one, else the web.
+        spec: a reader; ``"corpus"``, the documents of ``backend`` alone; ``"web"``, these and the pages of the web; a
+            mapping with one of these as ``name`` and, for the web, the options of
+            :func:`~ovd_gym.envs.web_search.reader.web_reader` beside it; None: the backend's own reader if it brings
+            one, else the corpus where it has one, else the web.
     """
-    if spec is not None and not isinstance(spec, str):
-        return spec, False
-    closed = callable(getattr(backend, "passage", None))
-    name = spec or ("corpus" if closed else "web")
-    if name == "corpus" and closed:
-        from ovd_gym.envs.web_search.reader import CorpusReader
-
-        return CorpusReader(cast(ClosedCorpus, backend)), True
-    if name == "corpus":
-        raise ConfigError(f"reader 'corpus': the backend {backend.name!r} has no documents of its own to read")
-    if name != "web":
+    if spec is not None and not isinstance(spec, str | Mapping):
+        return _checked(spec), False
+    if spec is None and (own := getattr(backend, "reader", None)):
+        return own(), True
+    corpus = cast(ClosedCorpus, backend) if callable(getattr(backend, "passage", None)) else None
+    options = dict(spec) if isinstance(spec, Mapping) else {"name": spec or ("corpus" if corpus else "web")}
+    name = str(options.pop("name", None))
+    if name not in ("corpus", "web"):
         raise ConfigError(unknown("reader", name, ("corpus", "web")))
-    from ovd_gym.envs.web_search.reader import WebReader
+    if name == "corpus" and corpus is None:
+        raise ConfigError(f"reader 'corpus': the backend {backend.name!r} has no documents of its own to read")
+    if name == "corpus" and options:
+        raise ConfigError(f"reader 'corpus' takes no options, got {', '.join(map(str, options))}")
+    from ovd_gym.envs.web_search.reader import CorpusReader, web_reader
 
-    return WebReader(), True
+    web = web_reader(options) if name == "web" else None
+    return (CorpusReader(corpus, web) if corpus else cast(PageReader, web)), True
+
+
+def _checked(reader: PageReader) -> PageReader:
+    if all(callable(getattr(reader, method, None)) for method in ("opens", "read", "close")):
+        return reader
+    raise ConfigError(f"got a {type(reader).__name__} as reader: expected a PageReader (opens, read, close)")
 
 
 def _world_options(options: dict[str, Any]) -> dict[str, int]:
@@ -111,3 +122,10 @@ def _index(seed: int, size: int) -> SearchBackend:
     from ovd_gym.envs.web_search.local import LocalIndex
 
     return LocalIndex.in_memory(_world(seed, size).passages())
+
+
+@functools.lru_cache(maxsize=4)
+def _site(seed: int, size: int, port: int) -> SearchBackend:
+    from ovd_gym.envs.web_search.world.site import SiteIndex, WorldSite
+
+    return SiteIndex.of(WorldSite(_world(seed, size), port))

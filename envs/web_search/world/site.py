@@ -9,11 +9,15 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
+from ovd_gym.envs.web_search.addresses import AddressPolicy
+from ovd_gym.envs.web_search.local import LocalIndex
+from ovd_gym.envs.web_search.manners import Manners
+from ovd_gym.envs.web_search.reader import CorpusReader, WebReader
 from ovd_gym.envs.web_search.world.render import ROOT
 from ovd_gym.envs.web_search.world.world import World
 from ovd_gym.errors import ConfigError, ToolError
 
-__all__ = ["WorldSite"]
+__all__ = ["SiteIndex", "WorldSite"]
 
 _HOST = "127.0.0.1"
 _IDLE_TIMEOUT_S = 30.0
@@ -23,7 +27,7 @@ _IDLE_TIMEOUT_S = 30.0
 class WorldSite:
     """Serves ``/`` (a list of all pages) and ``/wiki/<id>``; anything else is a 404. Reachable from this machine only.
 
-    A page reader that refuses private addresses has to be told to allow :attr:`url`.
+    :meth:`reader` reads it; any other reader refuses private addresses, unless it is told to allow :attr:`url`.
 
     >>> with WorldSite(World.generate(seed=0, size=60)) as site:
     ...     address = site.page_url("p00007")
@@ -46,13 +50,23 @@ class WorldSite:
         self._thread.start()
 
     @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._server.server_port
+
+    @property
     def url(self) -> str:
         """Where the site is, without a slash at the end."""
-        return f"http://{_HOST}:{self._server.server_address[1]}"
+        return f"http://{_HOST}:{self.port}"
 
     def page_url(self, page_id: str) -> str:
         """Where a page is."""
         return f"{self.url}{ROOT}{page_id}"
+
+    def reader(self) -> WebReader:
+        """A reader of this site's pages and no others."""
+        policy = AddressPolicy(frozenset({(_HOST, self.port)}), only_allowed=True)
+        return WebReader(policy, manners=Manners(interval_s=0, robots=False))
 
     def close(self) -> None:
         """Stop serving and give the port back. May be called again."""
@@ -68,6 +82,28 @@ class WorldSite:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class SiteIndex(LocalIndex):
+    """The pages of a site by full text: a hit leads to the page itself, where links lead on. Make one with :meth:`of`.
+
+    >>> with WorldSite(World.generate(seed=0, size=60)) as site:
+    ...     SiteIndex.of(site).search("university", 1)[0].url.startswith(site.url)
+    True
+    """
+
+    site: WorldSite
+
+    @classmethod
+    def of(cls, site: WorldSite) -> Self:
+        """An index in memory; the site stays the caller's."""
+        made = cls.in_memory(site.world.passages(base_url=site.url))
+        made.site = site
+        return made
+
+    def reader(self) -> CorpusReader:
+        """A reader of the site, and of the same pages without links as ``doc:<id>``."""
+        return CorpusReader(self, self.site.reader())
 
 
 class _Server(ThreadingHTTPServer):
