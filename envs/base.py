@@ -138,6 +138,9 @@ class ToolEnv(gym.Env[str, str]):
     def start_episode(self, task: Task) -> None:
         """Prepare the tools for a fresh episode (open a session, forget the last page); default: nothing."""
 
+    def at_update(self, updates: int) -> None:
+        """Told before each training step how many learner updates there have been; held-out instances are not."""
+
     @tool(final=True)
     def answer(self, text: str) -> str:
         """Give the final answer and end the episode.

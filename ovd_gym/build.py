@@ -59,13 +59,9 @@ class Parts:
         self.tokenizer.save_pretrained(path)
 
     def at_update(self, updates: int) -> None:
-        """Tell the training environments that have an ``at_update`` how many learner updates there have been.
-
-        Held-out ones are never told: what they ask stays the same, so that evaluations can be compared.
-        """
+        """Tell the training environments how many learner updates there have been."""
         for env in self.envs:
-            if env.has_wrapper_attr("at_update"):
-                env.get_wrapper_attr("at_update")(updates)
+            _tool_env(env).at_update(updates)
 
     def close(self) -> None:
         """Close all environments."""

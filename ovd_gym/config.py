@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validat
 
 from ovd_gym.credit import FROM_SCORES, CreditConfig
 from ovd_gym.errors import ConfigError, unknown
+from ovd_gym.health import HealthConfig
 from ovd_gym.records import Record
 from ovd_gym.selection import SelectionConfig
 
@@ -214,6 +215,7 @@ class TrainConfig(Record):
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig | None = None
+    health: HealthConfig = HealthConfig()
     steps: Annotated[int, Field(ge=1)] = 100
     seed: Annotated[int, Field(ge=0)] = 0
     run_dir: str | None = None

@@ -10,7 +10,7 @@ from typing import Any
 from ovd_gym.agents.base import Agent
 from ovd_gym.records import Critique, Task, Trajectory
 from ovd_gym.rollout import Env, rollout
-from ovd_gym.statistics import wilson_interval
+from ovd_gym.statistics import auroc, wilson_interval
 from ovd_gym.teachers.base import Teacher
 
 __all__ = ["Evaluation", "evaluate", "summarize"]
@@ -61,7 +61,9 @@ def summarize(trajectories: Sequence[Trajectory], critiques: Sequence[Critique])
 
     ``reward``, ``em`` (share with reward 1), ``turns``, ``truncated``, ``failed`` (shares), ``helped`` (share that
     read a teacher's feedback), ``score`` (mean trajectory score, 0-9), ``step_score``, ``invalid_share`` (of all
-    scores), for each status that occurred ``invalid_timeout`` and the like, ``zero_variance_share`` (of the groups).
+    scores), for each status that occurred ``invalid_timeout`` and the like, ``zero_variance_share`` (of the groups),
+    ``correct_logprob`` (nats per sampled token of right episodes), ``score_auroc`` (the probability that the teacher
+    ranks a right episode above a wrong one).
     """
     graded = [t for t in trajectories if t.reward is not None]
     groups: dict[str, list[float]] = {}
@@ -81,7 +83,24 @@ def summarize(trajectories: Sequence[Trajectory], critiques: Sequence[Critique])
         "invalid_share": _mean(not score.valid for score in scores),
         **{f"invalid_{status}": count / len(scores) for status, count in sorted(causes.items())},
         "zero_variance_share": _mean(max(g) == min(g) for g in groups.values() if len(g) > 1),
+        "correct_logprob": _correct_logprob(graded),
+        "score_auroc": _score_auroc(graded, critiques),
     }
+
+
+def _correct_logprob(trajectories: Sequence[Trajectory]) -> float | None:
+    right = [t for t in trajectories if t.reward == 1.0]
+    tokens = sum(t.num_sampled for t in right)
+    return sum(sum(t.logprobs) for t in right) / tokens if tokens else None
+
+
+def _score_auroc(trajectories: Sequence[Trajectory], critiques: Sequence[Critique]) -> float | None:
+    right = {t.id: t.reward == 1.0 for t in trajectories}
+    pairs = [
+        (c.trajectory.u, right[c.trajectory_id]) for c in critiques if c.trajectory.valid and c.trajectory_id in right
+    ]
+    outcomes = {outcome for _, outcome in pairs}
+    return auroc([u for u, _ in pairs], [outcome for _, outcome in pairs]) if len(outcomes) == 2 else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

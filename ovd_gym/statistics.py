@@ -1,14 +1,45 @@
-"""Intervals for the numbers that are reported: a share of successes, and a mean of anything."""
+"""Statistics that are reported, and their intervals: shares, means, rankings, calibration, agreement.
+
+Shapes: ``N`` rows. A statistic that has no number on its rows, such as a mean of nothing, is NaN; an
+:class:`Estimate` of it is None.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from math import sqrt
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["bootstrap_interval", "wilson_interval"]
+from ovd_gym.records import Record
+
+__all__ = [
+    "Estimate",
+    "auroc",
+    "bootstrap_clusters",
+    "bootstrap_interval",
+    "calibration_error",
+    "estimate",
+    "spearman",
+    "tie_share",
+    "weighted_kappa",
+    "wilson_interval",
+]
+
+_BINS = 10
+"""Of equal width, for the calibration error."""
+
+
+class Estimate(Record):
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+    """What it rests on: labelled scores, pairs, attempts."""
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -56,6 +87,132 @@ def bootstrap_interval(
     means = [rng.choice(sample, size=sample.size).mean() for _ in range(resamples)]
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def bootstrap_clusters(
+    statistic: Callable[[NDArray[np.intp]], float],
+    clusters: Sequence[Hashable],
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of any statistic of rows that come in clusters.
+
+    Whole clusters are drawn: answers to the same question resemble each other, and drawing them one by one would make
+    the interval too narrow. With a cluster per row this is the plain bootstrap.
+
+    Args:
+        statistic: maps the indices of the rows drawn (a row may come several times) to a number; NaN where it has
+            none, such as the share of right ones among no rows. Such draws are left out.
+        clusters: [N] the cluster of each row.
+        confidence: share of the interval.
+        resamples: number of draws.
+        seed: the same seed gives the same interval.
+
+    Raises:
+        ValueError: no rows, no draws, or no draw on which the statistic is a number.
+
+    Source: A. C. Davison and D. V. Hinkley, "Bootstrap Methods and their Application" (1997), section 3.8.
+
+    >>> bootstrap_clusters(lambda rows: float(rows.size), ["a", "a", "b", "b"], resamples=5)
+    (4.0, 4.0)
+    """
+    if not len(clusters) or resamples < 1:
+        raise ValueError(f"{len(clusters)} rows, {resamples} resamples: expected at least one of each")
+    tail = _tail(confidence)
+    members: dict[Hashable, list[int]] = {}
+    for row, cluster in enumerate(clusters):
+        members.setdefault(cluster, []).append(row)
+    rows = [np.asarray(found, dtype=np.intp) for found in members.values()]
+    rng = np.random.default_rng(seed)
+    draws = (rng.integers(len(rows), size=len(rows)) for _ in range(resamples))
+    values = np.asarray([statistic(np.concatenate([rows[i] for i in draw])) for draw in draws])
+    if not (finite := values[np.isfinite(values)]).size:
+        raise ValueError(f"the statistic is not a number on any of {resamples} draws")
+    low, high = np.quantile(finite, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def estimate(
+    statistic: Callable[[NDArray[np.intp]], float],
+    clusters: Sequence[Hashable],
+    count: int | None = None,
+    resamples: int = 1000,
+) -> Estimate | None:
+    """``statistic`` of all rows with its interval by :func:`bootstrap_clusters`; None where it is not a number.
+
+    ``count`` is what it rests on, where that is not the number of rows.
+    """
+    value = statistic(np.arange(len(clusters))) if len(clusters) else float("nan")
+    if not np.isfinite(value):
+        return None
+    low, high = bootstrap_clusters(statistic, clusters, resamples=resamples)
+    return Estimate(value=value, low=low, high=high, count=len(clusters) if count is None else count)
+
+
+# Ranking, calibration, agreement ---------------------------------------------------------------------------
+
+
+def auroc(scores: ArrayLike, right: ArrayLike) -> float:
+    """The probability that a right one scores above a wrong one, ties counting half (both arguments [N]).
+
+    >>> auroc([3, 1, 2, 1], [True, True, False, False])
+    0.625
+    """
+    labels = np.asarray(right, dtype=bool)
+    positives, negatives = int(labels.sum()), int((~labels).sum())
+    if not positives or not negatives:
+        return float("nan")
+    ranks = _ranks(scores)
+    return float((ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def tie_share(scores: ArrayLike, right: ArrayLike) -> float:
+    """The share of the pairs of a right and a wrong one that have the same score (both arguments [N])."""
+    labels = np.asarray(right, dtype=bool)
+    _, level = np.unique(np.asarray(scores, dtype=float), return_inverse=True)
+    pairs = int(labels.sum()) * int((~labels).sum())
+    if not pairs:
+        return float("nan")
+    size = int(level.max()) + 1
+    return float(np.bincount(level[labels], minlength=size) @ np.bincount(level[~labels], minlength=size) / pairs)
+
+
+def spearman(first: ArrayLike, second: ArrayLike) -> float:
+    """The rank correlation of two series (both [N]), with mean ranks for ties; NaN if one of them is constant."""
+    a, b = _ranks(first), _ranks(second)
+    if a.size < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def calibration_error(probabilities: ArrayLike, right: ArrayLike) -> float:
+    """Expected calibration error: the mean gap, over ten bins of equal width, between promise and outcome ([N] both).
+
+    Source: Guo et al., "On calibration of modern neural networks" (2017), equation 3.
+    """
+    p, labels = np.asarray(probabilities, dtype=float), np.asarray(right, dtype=float)
+    if not p.size:
+        return float("nan")
+    # Rounded first: thirds and ninths land on the edge of a bin, and must not fall to either side by chance.
+    bins = np.minimum(np.floor(np.round(p * _BINS, 9)), _BINS - 1).astype(int)
+    return float(np.abs(np.bincount(bins, weights=p - labels)).sum() / p.size)
+
+
+def weighted_kappa(first: ArrayLike, second: ArrayLike) -> float:
+    """Cohen's kappa of two series of numbers (both [N]), with quadratic weights; NaN if both are the same constant.
+
+    Source: J. Cohen, "Weighted kappa", Psychological Bulletin 70 (1968).
+    """
+    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    by_chance = a.var() + b.var() + (a.mean() - b.mean()) ** 2
+    return float(1 - np.mean((a - b) ** 2) / by_chance) if by_chance else float("nan")
+
+
+def _ranks(values: ArrayLike) -> NDArray[np.float64]:
+    """[N] ranks from 1 on; equal values share the mean of theirs."""
+    _, level, counts = np.unique(np.asarray(values, dtype=float), return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[level]
 
 
 def _tail(confidence: float) -> float:

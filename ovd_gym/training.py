@@ -23,6 +23,7 @@ from ovd_gym.credit import Credit, assign_credit
 from ovd_gym.errors import ConfigError, TrainingStopped
 from ovd_gym.evaluate import evaluate
 from ovd_gym.experience import Experience, gather
+from ovd_gym.health import reason_to_stop, warnings_of
 from ovd_gym.progress import Display
 from ovd_gym.recorder import Recorder, load_checkpoint
 from ovd_gym.records import Trajectory
@@ -116,6 +117,7 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
     saved = recorder.checkpoints()
     done = load_checkpoint(saved[-1], learner) if saved else 0
     recorder.rewind(done)
+    warned: set[str] = set()
     with display, _interruptible(display) as interrupted:
 
         def on_turn(finished: int, tokens: int) -> None:
@@ -144,6 +146,12 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
                 row |= {"tokens_per_s": sampled / rolled, "step": done, "seconds": time.monotonic() - began}
                 recorder.record("step", row, [*found.played, *found.demonstrations], found.critiques)
                 display.step(row)
+                for kind, warning in warnings_of(row).items():
+                    if kind not in warned:
+                        display.say(f"step {done}: {warning}")
+                        warned.add(kind)
+                if reason := reason_to_stop(recorder.metrics(), config.health):
+                    raise TrainingStopped(f"{reason}; the last checkpoint is in {recorder.path / 'checkpoints'}")
                 if done == config.steps or done % config.checkpoint_every == 0:
                     recorder.checkpoint(learner, done)
         except _Stopped:
