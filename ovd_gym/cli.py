@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 import ovd_gym
-from ovd_gym import cli_search
+from ovd_gym import cli_search, cli_teachers
 from ovd_gym.errors import ConfigError, OvdGymError
 
 __all__ = ["app", "main"]
@@ -28,6 +28,7 @@ app = typer.Typer(
 
 
 app.add_typer(cli_search.app)
+app.add_typer(cli_teachers.app)
 
 
 @app.callback(invoke_without_command=True)
@@ -53,6 +54,15 @@ def sft(config: Config = None, settings: Settings = None, resume: Resume = None)
     """Warm-start a student on its demonstrator's episodes: `train` with arm `imitation`."""
     arm = [] if resume else ["credit.arm=imitation", "rollout.group_size=1"]
     _train(config, [*arm, *(settings or [])], resume)
+
+
+@app.command(epilog="Example: ovd-gym explain examples/demo.yaml --set learner.lora_rank=0")
+def explain(config: Annotated[Path, typer.Argument(help="A YAML configuration.")], settings: Settings = None) -> None:
+    """Say what a configuration will do: data flow, batch, and an estimate of memory and time."""
+    from ovd_gym.config import load_config, parse_setting
+    from ovd_gym.explain import explain as run
+
+    run(load_config(config, dict(map(parse_setting, settings or []))), Console())
 
 
 def _train(config: Path | None, settings: list[str], resume: Path | None) -> None:
