@@ -55,7 +55,7 @@ def batch_of(vocabulary: int, length: int) -> Batch:
     mask = torch.arange(length)[None] > 0
     ones = mask.float()
     none = torch.zeros_like(mask)
-    return Batch(ids, torch.tensor([length]), mask, 0.5 * ones, -ones, none, torch.tensor([True]))
+    return Batch(ids, torch.tensor([length]), mask, 0.5 * ones, -ones, none, torch.tensor([True]), *[0 * ones] * 3)
 
 
 def naive(student: Decoder, teacher: Decoder, batch: Batch) -> None:

@@ -85,6 +85,8 @@ class ToolEnv(gym.Env[str, str]):
     """
 
     metadata = {"render_modes": ["ansi"]}
+    canaries: str | None = None
+    """Name of the canary set that a teacher of this world is tried on; None: there is none."""
 
     def __init__(
         self,

@@ -58,6 +58,11 @@ class Parts:
         model.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
 
+    @property
+    def canaries(self) -> str | None:
+        """Name of the canary set of this world."""
+        return _tool_env(self.envs[0]).canaries
+
     def at_update(self, updates: int) -> None:
         """Tell the training environments how many learner updates there have been."""
         for env in self.envs:
@@ -95,7 +100,8 @@ def build(config: TrainConfig, teacher: Teacher | None = None) -> Parts:
     )
     for env in (*envs, *held_out_envs):
         _tool_env(env).count_tokens = chat.count_tokens
-    learner = Learner(decoder, config.learner, config.steps)
+    value = config.value if config.credit.estimator == "gae" else None
+    learner = Learner(decoder, config.learner, config.steps, value)
     demonstrator = _demonstrator(config, config.demonstrator, tasks, chat) if config.demonstrator else None
     distiller = _distiller(config, tokenizer) if config.distillation else None
     return Parts(

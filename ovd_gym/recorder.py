@@ -8,6 +8,7 @@
         evaluations.jsonl      one line an evaluation
         trajectories/          step-00003.jsonl, eval-00003.jsonl: every episode, token by token
         critiques/             the same names: every score
+        canaries/              step-00003.json: what the teacher made of its canary set
         tensorboard/           the metrics again
         checkpoints/step-00003 weights, optimiser state and position; written whole or not at all
 """
@@ -35,7 +36,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ovd_gym.config import TrainConfig, load_config
 from ovd_gym.errors import ConfigError, DataError, TrainingStopped
 from ovd_gym.learner import Learner
-from ovd_gym.records import Critique, Trajectory, load_jsonl, save_jsonl
+from ovd_gym.records import Critique, Record, Trajectory, load_jsonl, save_jsonl
 
 __all__ = ["Kind", "Recorder", "load_checkpoint", "save_checkpoint"]
 
@@ -130,6 +131,12 @@ class Recorder:
         for key, value in row.items():
             if key != "step" and isinstance(value, int | float):
                 self._board.add_scalar(f"{kind}/{key}", value, row["step"])
+
+    def record_canaries(self, report: Record, step: int) -> None:
+        """Write what the teacher made of its canary set after ``step`` training steps."""
+        with _writing(self.path):
+            folder = _made(self.path / "canaries")
+            _write_atomically(folder / f"step-{step:05d}.json", report.model_dump_json(indent=2) + "\n")
 
     def episodes(self, kind: Kind, step: int) -> list[tuple[Trajectory, Critique | None]]:
         """The recorded episodes of one step or evaluation, each with its critique."""

@@ -18,6 +18,7 @@ from typing import Literal, cast, get_args
 from pydantic import Field, JsonValue
 
 from ovd_gym.errors import TeacherError
+from ovd_gym.llm.choice import Usage
 from ovd_gym.records import Critique, Record, Score, ScoreStatus, ToolCall, Trajectory
 
 __all__ = ["StepText", "Teacher", "View", "step_view", "trajectory_view"]
@@ -55,6 +56,8 @@ class View(Record):
     """The student's final answer, if this view reaches it."""
     gold: tuple[str, ...] | None = None
     """Gold answers; only for a privileged teacher."""
+    group: str = ""
+    """Says which trajectories answer the same task, for a teacher that compares them; it is never shown to a model."""
 
     @property
     def attempt(self) -> str:
@@ -83,6 +86,10 @@ class Teacher(ABC):
     """Recorded with every critique; defaults to the class name."""
     privileged: bool = False
     """Whether it is shown the gold answers; recorded with the run."""
+    explains: bool = False
+    """Whether its scores come with a rationale."""
+    relative: bool = False
+    """Whether a trajectory's score depends on the others of its group: it needs all of them at once."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -95,6 +102,10 @@ class Teacher(ABC):
         Draws should derive from this seed and the view, not from how many views came before: a resumed run has not
         seen those. A teacher without randomness has nothing to do here.
         """
+
+    def usage(self) -> Usage:
+        """What this teacher has asked of models since it was made."""
+        return Usage()
 
     @abstractmethod
     def score(self, view: View) -> Score:
@@ -166,4 +177,5 @@ def _view(
         steps=tuple(StepText.of(step.text, step.observation, step.call) for step in trajectory.steps[:end]),
         answer=answer,
         gold=trajectory.task.answers if privileged else None,
+        group=trajectory.group_id,
     )

@@ -6,20 +6,22 @@ own, with all reserved markers escaped: nothing inside can close the fence, forg
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jinja2
+import jinja2.sandbox
 
-from ovd_gym.records import Message, Record
+from ovd_gym.errors import ConfigError
+from ovd_gym.llm.choice import Prompt
 from ovd_gym.sanitize import escape_markers
 from ovd_gym.teachers.base import StepText, View
 
-__all__ = ["PREFILL", "Prompt", "draw_nonce", "render", "shorten", "template_hash"]
+__all__ = ["PREFILL", "Prompts", "draw_nonce", "shorten"]
 
 PREFILL = "SCORE: "
 """What the teacher's reply starts with; the digit comes next."""
@@ -28,60 +30,93 @@ _FOLDER = Path(__file__).parent / "prompts"
 _FENCE = re.compile(r"<{3,}|>{3,}")
 
 
-class Prompt(Record):
-    """A rendered view: what stands in the system turn and in the user turn."""
+class Prompts:
+    """The templates of a teacher: the built-in ones, or those of a folder of one's own laid over them.
 
-    system: str
-    user: str
+    A template ``NAME.j2`` has the blocks ``system`` and ``user``. In it, ``fence(text)`` makes untrusted text inert;
+    ``open`` and ``close`` are the fences; ``question``, ``steps``, ``answer``, ``gold`` and ``kind`` are those of the
+    :class:`~ovd_gym.teachers.base.View`; ``explained`` says whether reasons are asked for.
+
+    Args:
+        folder: templates that replace built-in ones of the same name; None takes the built-in ones.
+
+    Raises:
+        ConfigError: no such folder, or a template in it that is not valid.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        if folder is not None and not Path(folder).is_dir():
+            raise ConfigError(f"prompts: {str(folder)!r} is not a folder with templates such as grade.j2")
+        self._folders = [Path(folder), _FOLDER] if folder is not None else [_FOLDER]
+        self._environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            loader=jinja2.FileSystemLoader(self._folders),
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            autoescape=False,  # what comes out is no HTML; `fence` does the escaping
+        )
+        for name in self._environment.list_templates(extensions=["j2"]):
+            try:
+                self._environment.get_template(name)
+            except jinja2.TemplateError as error:
+                raise ConfigError(f"prompts: template {name}: {error}") from None
 
     @property
-    def messages(self) -> tuple[Message, Message]:
-        """The two turns of a chat; the reply starts with :data:`PREFILL`."""
-        return Message(role="system", content=self.system), Message(role="user", content=self.user)
+    def hash(self) -> str:
+        """12 hex digits that change whenever a template in use does; part of a teacher's recorded name."""
+        digest = hashlib.sha256()
+        for name in self._environment.list_templates(extensions=["j2"]):
+            source, _, _ = self._environment.loader.get_source(self._environment, name)  # type: ignore[union-attr]
+            digest.update(f"{name}\0{source}\0".encode())
+        return digest.hexdigest()[:12]
 
-    @property
-    def text(self) -> str:
-        """One plain text for a model without a chat template; the digit comes right after it."""
-        return f"{self.system}\n\n{self.user}\n\n{PREFILL}"
+    def render(
+        self,
+        view: View,
+        template: str = "grade",
+        *,
+        prefill: str = PREFILL,
+        explained: bool = False,
+        nonce: str | None = None,
+        reserved: Iterable[str] = (),
+        **more: Any,
+    ) -> Prompt:
+        """The prompt for ``view``.
+
+        Args:
+            view: what the teacher may see.
+            template: name of the template, without ``.j2``.
+            prefill: what the line of the verdict starts with.
+            explained: ask for reasons before the verdict.
+            nonce: names the fences; None draws a fresh one.
+            reserved: further literals to escape, such as the special tokens of the model.
+            more: further variables of the template.
+        """
+        nonce = nonce or draw_nonce()
+        first, last = f"<<<{nonce}", f"{nonce}>>>"
+        literals = [nonce, *(literal for literal in reserved if literal.strip())]
+        loaded = self._environment.get_template(f"{template}.j2")
+        context = loaded.new_context(
+            {
+                "fence": lambda text: f"{first}\n{_inert(text, literals)}\n{last}",
+                "open": first,
+                "close": last,
+                "kind": view.kind,
+                "question": view.question,
+                "steps": view.steps,
+                "answer": view.answer,
+                "gold": view.gold,
+                "explained": explained,
+                **more,
+            }
+        )
+        system, user = (_block(loaded, name, context) for name in ("system", "user"))
+        return Prompt(system=system, user=user, prefill=prefill, explained=explained)
 
 
 def draw_nonce(seed: int | None = None) -> str:
     """16 hex digits that nobody can foresee, or that only who knows ``seed`` can."""
     return secrets.token_hex(8) if seed is None else hashlib.sha256(f"nonce {seed}".encode()).hexdigest()[:16]
-
-
-def render(view: View, *, nonce: str | None = None, reserved: Iterable[str] = ()) -> Prompt:
-    """The prompt for ``view``.
-
-    Args:
-        view: what the teacher may see.
-        nonce: names the fences; None draws a fresh one.
-        reserved: further literals to escape, such as the special tokens of the teacher's tokenizer.
-    """
-    nonce = nonce or draw_nonce()
-    first, last = f"<<<{nonce}", f"{nonce}>>>"
-    literals = [nonce, *(literal for literal in reserved if literal.strip())]
-    template = _templates().get_template(f"{view.kind}.j2")
-    context = template.new_context(
-        {
-            "fence": lambda text: f"{first}\n{_inert(text, literals)}\n{last}",
-            "open": first,
-            "close": last,
-            "question": view.question,
-            "steps": view.steps,
-            "answer": view.answer,
-            "gold": view.gold,
-        }
-    )
-    return Prompt(system=_block(template, "system", context), user=_block(template, "user", context))
-
-
-def template_hash() -> str:
-    """12 hex digits that change whenever a template does; part of a teacher's recorded name."""
-    digest = hashlib.sha256()
-    for path in sorted(_FOLDER.glob("*.j2")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def shorten(view: View, limit: int) -> tuple[View, int]:
@@ -96,17 +131,6 @@ def shorten(view: View, limit: int) -> tuple[View, int]:
         for step, (text, _) in zip(view.steps, pairs, strict=True)
     )
     return view.model_copy(update={"steps": steps}), sum(cut for _, cut in pairs)
-
-
-@functools.cache
-def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,  # what comes out is no HTML; `fence` does the escaping
-    )
 
 
 def _cut(text: str, limit: int) -> tuple[str, int]:

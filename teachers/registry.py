@@ -19,6 +19,15 @@ BUILT_IN = {
     "math-rules": "ovd_gym.teachers.rules:MathRules",
     "search-rules": "ovd_gym.teachers.search_rules:SearchRules",
     "digits": "ovd_gym.teachers.digits:DigitTeacher",
+    "likelihood": "ovd_gym.teachers.likelihood:LikelihoodTeacher",
+    "rubric": "ovd_gym.teachers.rubric:RubricTeacher",
+    "ranking": "ovd_gym.teachers.ranking:RankingTeacher",
+    "ensemble": "ovd_gym.teachers.combine:Ensemble",
+    "fallback": "ovd_gym.teachers.combine:Fallback",
+    "cached": "ovd_gym.teachers.cache:Cached",
+    "calibrated": "ovd_gym.teachers.calibration:CalibratedTeacher",
+    "human": "ovd_gym.teachers.human:HumanTeacher",
+    "fitted": "ovd_gym.teachers.fitted:FittedTeacher",
 }
 
 
@@ -43,7 +52,8 @@ def make_teacher(spec: str | Teacher | Mapping[str, Any], **options: Any) -> Tea
     if isinstance(spec, Mapping):
         rest = dict(spec)
         if not isinstance(name := rest.pop("name", None), str):
-            raise ConfigError(f"a teacher needs a 'name', got {dict(spec)}")
+            keys = sorted(map(str, spec))  # not the values, which may be secret
+            raise ConfigError(f"a teacher needs a 'name', got the keys {keys}")
         return make_teacher(name, **rest | options)
     factory = _find(spec)
     check_options(f"teacher {spec!r}", factory, options)

@@ -38,6 +38,8 @@ _FRACTION = re.compile(r"[-( ]*([0-9]+)[) ]*/[( ]*([0-9]+)[) ]*")
 MAX_CODE = 10_000
 """Characters of code that are parsed."""
 _DECIMAL = re.compile(r"-?\d*\.?\d+")
+_OFTEN = 3
+"""How often one step may state the same equation."""
 _NO_CALL = "Error:"
 """How an environment's observation begins when a call was refused or failed."""
 
@@ -57,7 +59,7 @@ class MathRules(Teacher):
     1    an invalid call, a repetition, a false equation; a wrong answer, or one that contradicts its own results
     2    a failed call, a call that computes nothing, words without content, an answer out of nowhere
     3    calculates with numbers from nowhere, or something else than what was asked; a right answer out of nowhere
-    4    on target, but nothing new
+    4    on target, but nothing new; at most this for stating one equation again and again
     5    a sound calculation that may or may not be of use
     6-7  adds a result: numbers from the question, true equations, a part of the asked expression
     8-9  reaches the asked value; answers with it
@@ -138,6 +140,9 @@ class _Reading:
             finding = self._tool(step)
         else:
             finding = self._words(step, stated)
+        plain = normalise(words)
+        if any(plain.count(claim.expression) > _OFTEN for claim in stated[:20]):
+            finding = _Finding(min(4, finding.digit), "says the same again and again", waste=True)
         if any(not claim.true for claim in stated):
             wrong = next(claim for claim in stated if not claim.true)
             finding = _Finding(

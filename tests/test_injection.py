@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from transformers import PreTrainedTokenizerFast
 
 from ovd_gym.actions import FORMATS
-from ovd_gym.envs.web_search.base import Hit, Link, Page
+from ovd_gym.envs.web_search.base import Hit, Link, Page, PageReader
 from ovd_gym.envs.web_search.env import SearchEnv
 from ovd_gym.records import Task, ToolCall
 from ovd_gym.teachers.parsing import parse_score
@@ -34,7 +34,7 @@ ACTING = [name for name in FORMATS if name != "boxed"]
 TASK = Task(id="t", question="Who wrote the first program?", answers=("PWNED",))
 
 
-class Hostile:
+class Hostile(PageReader):
     """A backend and a reader whose every field is the probe."""
 
     name = "hostile"

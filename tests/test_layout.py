@@ -19,28 +19,41 @@ PLUGINS = ("envs", "agents", "teachers")
 
 LAYERS = (
     # Top to bottom: a module imports from its own layer and from those below it, never from above.
-    {"__main__", "cli", "cli_search"},
-    {"training"},
-    {"build", "evaluate"},
-    {"rollout", "learner", "recorder", "wrappers", "registry", "report", "progress"},
-    {"batch", "losses", "credit", "config"},
+    {"__main__", "cli", "cli_search", "cli_teachers", "cli_fit"},
+    {"training", "critique", "findings", "fitting"},
+    {"experience"},
+    {"build", "evaluate", "explain"},
+    {"demonstration", "rollout", "values", "learner", "recorder", "wrappers", "registry", "report", "progress"},
+    {"batch", "forward", "losses", "value_head", "credit", "selection", "health", "config"},
     {"llm", "actions", "sanitize", "statistics", "arithmetic"},
     {"plugins"},
     {"records", "errors"},
 )
-PLUGIN_USERS = {"", "__main__", "cli", "cli_search", "training", "build", "evaluate", "rollout", "wrappers", "registry"}
+PLUGIN_USERS = {"", "__main__", "cli", "cli_search", "training", "build", "evaluate", "explain"} | {
+    "cli_teachers",
+    "cli_fit",
+    "fitting",
+    "values",
+    "critique",
+    "findings",
+    "experience",
+    "rollout",
+    "demonstration",
+    "wrappers",
+    "registry",
+}
 """The core modules ("" is the package itself) that may import from the plug-ins; all others are handed objects."""
 
 PLUGIN_IMPORTS = {
     "envs": {"records", "errors", "plugins", "actions", "sanitize", "arithmetic"},
     "agents": {"records", "errors", "actions", "sanitize", "config", "llm"},
-    "teachers": {"records", "errors", "plugins", "actions", "sanitize", "arithmetic", "llm"},
+    "teachers": {"records", "errors", "plugins", "actions", "sanitize", "arithmetic", "statistics", "llm"},
 }
 """What each plug-in folder sees of the core, besides itself. The three never import each other."""
 
-TORCH = ("batch", "losses", "learner", "recorder", "llm.*", "agents.student*", "teachers.digits*")
+TORCH = ("batch", "forward", "losses", "value_head", "learner", "explain", "recorder", "llm.*", "agents.student*")
 """Modules that import torch when they are imported; all others stay usable without it."""
-TORCH_INSIDE_FUNCTIONS = ("training", "evaluate")
+TORCH_INSIDE_FUNCTIONS = ("training", "evaluate", "experience")
 
 SLOW_TO_IMPORT = ("torch", "transformers", "sympy")
 """What ``import ovd_gym`` must not load."""

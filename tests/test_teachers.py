@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovd_gym.errors import ConfigError, TeacherError
 from ovd_gym.records import Score, Step, Task, ToolCall, Trajectory
 from ovd_gym.teachers.base import StepText, Teacher, View, step_view, trajectory_view
 from ovd_gym.teachers.parsing import parse_score
-from ovd_gym.teachers.prompting import PREFILL, render, shorten, template_hash
+from ovd_gym.teachers.prompting import PREFILL, Prompts, shorten
 from ovd_gym.teachers.registry import make_teacher
 
 GOLD = "the-gold-answer"
@@ -201,11 +203,14 @@ def test_a_verdict_is_the_digit_on_the_last_line(digit: int) -> None:
 # Prompts ----------------------------------------------------------------------------------------------
 
 
+PROMPTS = Prompts()
+
+
 def test_each_untrusted_text_stands_in_its_own_fence() -> None:
-    user = render(trajectory_view(TRAJECTORY), nonce="n0").user
+    user = PROMPTS.render(trajectory_view(TRAJECTORY), nonce="n0").user
     assert user.count("<<<n0\n") == user.count("\nn0>>>") == 6  # question, three steps, one result, the answer
     assert "result 2: <<<n0\nError: no call\nn0>>>" in user
-    assert user.endswith("Output one line, SCORE: d.")
+    assert user.endswith("Reply with exactly one line, SCORE: d, where d is one digit from 0 to 9.")
 
 
 @pytest.mark.parametrize("kind", ["step", "trajectory"])
@@ -220,45 +225,68 @@ def test_no_text_breaks_out_of_its_fence(kind: str, attack: str) -> None:
         answer=attack,
         gold=(attack,),
     )
-    prompt = render(view, nonce="n0", reserved=("[X]", " "))
-    plain = render(
+    prompt = PROMPTS.render(view, nonce="n0", reserved=("[X]", " "))
+    plain = PROMPTS.render(
         view.model_copy(
             update={"question": "a", "steps": (StepText(text="a", observation="a"),), "answer": "a", "gold": ("a",)}
         ),
         nonce="n0",
     )
     for mark in ("<<<", ">>>", "n0", "SCORE:", "<|im_end|>", "[X]"):
-        assert prompt.text.count(mark) == plain.text.count(mark)
+        assert prompt.user.count(mark) == plain.user.count(mark)
 
 
+@settings(deadline=None)
 @given(text=st.lists(st.sampled_from(["n0", "<", ">", "SCORE:", "9", "\n", "n", "0"]), max_size=12).map("".join))
 def test_fences_hold_against_any_mixture(text: str) -> None:
     view = View(kind="step", question="q", steps=(StepText(text=text, observation=""),))
-    user = render(view, nonce="n0").user
+    user = PROMPTS.render(view, nonce="n0").user
     assert user.count("<<<n0\n") == user.count("\nn0>>>") == 2
     assert user.count("n0") == 4
     assert user.count("SCORE:") == 1
 
 
-def test_nonces_differ_and_templates_are_hashed() -> None:
+def test_nonces_differ_and_templates_are_hashed(tmp_path: Path) -> None:
     view = trajectory_view(TRAJECTORY)
-    assert render(view).user != render(view).user
-    assert render(view, nonce="x") == render(view, nonce="x")
-    assert template_hash() == template_hash()
-    assert len(template_hash()) == 12
+    assert PROMPTS.render(view).user != PROMPTS.render(view).user
+    assert PROMPTS.render(view, nonce="x") == PROMPTS.render(view, nonce="x")
+    assert PROMPTS.hash == Prompts().hash
+    assert len(PROMPTS.hash) == 12
+    (tmp_path / "grade.j2").write_text("{% block system %}{% endblock %}{% block user %}{{ question }}{% endblock %}")
+    assert Prompts(tmp_path).hash != PROMPTS.hash
+    assert Prompts(tmp_path).render(view).user == "What is 1 + 1?"
+
+
+def test_templates_that_do_not_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a folder with templates"):
+        Prompts(tmp_path / "absent")
+    (tmp_path / "grade.j2").write_text("{% block system %}")
+    with pytest.raises(ConfigError, match=r"prompts: template grade\.j2"):
+        Prompts(tmp_path)
 
 
 def test_gold_answers_are_shown_only_when_the_view_holds_them() -> None:
-    assert GOLD not in render(trajectory_view(TRAJECTORY)).text
-    assert GOLD in render(trajectory_view(TRAJECTORY, privileged=True)).user
-    assert GOLD in render(step_view(TRAJECTORY, 0, privileged=True)).user
+    assert GOLD not in PROMPTS.render(trajectory_view(TRAJECTORY)).user
+    assert GOLD in PROMPTS.render(trajectory_view(TRAJECTORY, privileged=True)).user
+    assert GOLD in PROMPTS.render(step_view(TRAJECTORY, 0, privileged=True)).user
 
 
-def test_plain_text_and_messages_hold_the_same() -> None:
-    prompt = render(step_view(TRAJECTORY, 1))
-    assert [message.role for message in prompt.messages] == ["system", "user"]
-    assert all(message.content in prompt.text for message in prompt.messages)
-    assert prompt.text.endswith(PREFILL)
+def test_reasons_are_asked_for_only_when_explained() -> None:
+    plain, explained = (PROMPTS.render(step_view(TRAJECTORY, 1), nonce="n0", explained=each) for each in (False, True))
+    assert "reasons" not in plain.user
+    assert "reasons" in explained.user
+    assert (plain.explained, explained.explained) == (False, True)
+    assert plain.prefill == explained.prefill == PREFILL
+
+
+def test_all_views_of_an_attempt_begin_alike() -> None:
+    views = [*(step_view(TRAJECTORY, k) for k in range(3)), trajectory_view(TRAJECTORY)]
+    prompts = [PROMPTS.render(view, nonce="n0") for view in views]
+    assert len({prompt.system for prompt in prompts}) == 1
+    for shorter, longer in itertools.pairwise(prompts):
+        history = shorter.user.rpartition("\nGrade")[0].partition("\nWith this step")[0]
+        assert longer.user.startswith(history)
+        assert len(history) > len(shorter.user) / 3
 
 
 def test_only_long_observations_are_cut_and_it_shows() -> None:

@@ -36,6 +36,8 @@ class MathEnv(ToolEnv):
         action_format, tools, max_turns and all others: as for :class:`~ovd_gym.envs.base.ToolEnv`.
     """
 
+    canaries = "math"
+
     def __init__(
         self,
         tasks: str | Sequence[Task] = "reasoning_gym:chain_sum",

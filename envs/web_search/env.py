@@ -95,6 +95,8 @@ class SearchEnv(ToolEnv):
         action_format, max_turns and all others: as for :class:`~ovd_gym.envs.base.ToolEnv`.
     """
 
+    canaries = "search"
+
     def __init__(
         self,
         tasks: str | Sequence[Task] = WORLD,
