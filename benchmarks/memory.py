@@ -46,7 +46,8 @@ def model(vocabulary: int, length: int, device: str, dtype: torch.dtype) -> Deco
         vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=LAYERS,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=length, tie_word_embeddings=True,
     )  # fmt: skip
-    return Decoder(LlamaForCausalLM(config).to(device=device, dtype=dtype))
+    network: torch.nn.Module = LlamaForCausalLM(config)
+    return Decoder(network.to(device=device, dtype=dtype))
 
 
 def batch_of(vocabulary: int, length: int) -> Batch:

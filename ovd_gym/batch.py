@@ -35,6 +35,12 @@ class Batch:
     """True on a demonstrator's tokens: trained, but not sampled by the policy."""
     correct_B: Tensor
     """True where the environment's reward is 1."""
+    rewards_BT: Tensor
+    """What a step earned, at its last token; 0 elsewhere, and everywhere unless ``credit.estimator`` is ``gae``."""
+    values_BT: Tensor
+    """The value head's estimate before the update, at the token it is made for; 0 until the learner has made it."""
+    returns_BT: Tensor
+    """What the value head is to predict there; likewise."""
 
     def __len__(self) -> int:
         return len(self.token_ids_BT)
@@ -77,17 +83,21 @@ def pack(trajectories: Sequence[Trajectory], credits: Sequence[Credit]) -> Batch
     advantages = torch.zeros(len(rows), width)
     logprobs = torch.zeros(len(rows), width)
     taught = torch.zeros(len(rows), width, dtype=torch.bool)
+    rewards = torch.zeros(len(rows), width)
     for i, (row, credit) in enumerate(zip(rows, credits, strict=True)):
         length = len(row.token_ids)
         token_ids[i, :length] = torch.tensor(row.token_ids)
         mask[i, :length] = torch.tensor(row.mask)
         logprobs[i, :length] = torch.tensor(row.logprobs)
-        for step, advantage in zip(row.steps, credit.advantages, strict=True):
+        earned = credit.rewards or (0.0,) * len(row.steps)
+        for step, advantage, reward in zip(row.steps, credit.advantages, earned, strict=True):
             advantages[i, step.start : step.end] = advantage
+            rewards[i, step.end - 1] = reward
             taught[i, step.start : step.end] = step.source == "teacher"
     lengths = torch.tensor([len(row.token_ids) for row in rows])
     correct = torch.tensor([row.reward == 1.0 for row in rows])
-    return Batch(token_ids, lengths, mask, advantages, logprobs, taught, correct)
+    values, returns = torch.zeros_like(rewards), torch.zeros_like(rewards)
+    return Batch(token_ids, lengths, mask, advantages, logprobs, taught, correct, rewards, values, returns)
 
 
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Batch]:

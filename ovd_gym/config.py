@@ -30,6 +30,7 @@ __all__ = [
     "StudentConfig",
     "TeacherConfig",
     "TrainConfig",
+    "ValueConfig",
     "load_config",
     "parse_setting",
 ]
@@ -87,6 +88,10 @@ class TeacherConfig(Record):
     options: dict[str, JsonValue] = {}
     max_invalid_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Training stops when a larger share of a step's scores is missing."""
+    canaries: bool = True
+    """Try the teacher on its world's canary set, if there is one, at the start and at every evaluation."""
+    max_canary_faults: Annotated[int, Field(ge=0)] | None = None
+    """Training stops when more canaries fail or injected texts move a score; None: a fault is only reported."""
 
 
 class FeedbackConfig(Record):
@@ -179,7 +184,8 @@ class LearnerConfig(Record):
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """See :func:`~ovd_gym.losses.kl_estimate`."""
     kl_in: Literal["loss", "reward"] = "loss"
-    """Whether beta times the KL is added to a token's loss, or taken from its advantage."""
+    """Whether beta times the KL is added to a token's loss, or taken from its advantage (with ``credit.estimator: gae``
+    from its reward, once per batch)."""
     entropy_weight: Annotated[float, Field(ge=0)] = 0.0
     """eta, the weight of an entropy bonus."""
     safeguard_weight: Annotated[float, Field(ge=0)] = 0.0
@@ -188,6 +194,28 @@ class LearnerConfig(Record):
     """Padded tokens per forward and backward pass; gradients are accumulated over a batch's passes."""
     logit_chunk: Annotated[int, Field(ge=1)] = 512
     """Tokens whose logits exist at the same time."""
+
+
+class ValueConfig(Record):
+    """PPO's value head (``credit.estimator: gae``), a linear layer on the student's hidden states.
+
+    It is trained with the student, on the same pass; see :mod:`ovd_gym.value_head`.
+    """
+
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount per action token."""
+    lam: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """lambda of GAE. Below 1, a reward fades over the tokens before it, which in long episodes is nearly all of them
+    (arXiv 2503.01491); 1 has no such bias, and more variance."""
+    whiten: bool = True
+    """Advantages are given mean 0 and standard deviation 1 over the batch's action tokens. When all returns are alike,
+    this enlarges what is left, the errors of the value head."""
+    loss_weight: Annotated[float, Field(gt=0)] = 0.1
+    """Of the value loss. It matters to the student's weights: the head has an optimiser step of its own scale."""
+    clip: Annotated[float, Field(gt=0)] = 0.2
+    """A value's loss does not reward moving further than this from where it was before the update."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Of the head; it follows the schedule of ``learner``."""
 
 
 class EvaluationConfig(Record):
@@ -214,6 +242,7 @@ class TrainConfig(Record):
     selection: SelectionConfig = SelectionConfig()
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
+    value: ValueConfig = ValueConfig()
     evaluation: EvaluationConfig | None = None
     health: HealthConfig = HealthConfig()
     steps: Annotated[int, Field(ge=1)] = 100
@@ -227,6 +256,8 @@ class TrainConfig(Record):
     def _effective(self) -> Self:
         if self.credit.arm == "score-reward" and self.teacher is None:
             raise ValueError("credit.arm 'score-reward' needs a teacher; set one, or choose arm 'grpo'")
+        if self.teacher is not None and not self.teacher.canaries:
+            _no_effect(self.teacher, "teacher", {"max_canary_faults"}, "without teacher.canaries")
         if self.feedback is not None and self.teacher is None:
             raise ValueError("feedback is the teacher's: set a teacher, or remove feedback")
         if self.feedback is not None and self.feedback.when == "step":
@@ -238,15 +269,18 @@ class TrainConfig(Record):
         distils = self.credit.arm == "token-opd"
         if distils != (self.distillation is not None):
             raise ValueError("the section distillation belongs to credit.arm 'token-opd', and that arm needs it")
-        if not distils and imitation != (self.rollout.group_size == 1):
+        alone = self.rollout.group_size == 1
+        compares = not (imitation or distils or self.credit.estimator == "gae")
+        if (imitation and not alone) or (compares and alone):
             raise ValueError(
                 f"rollout.group_size is {self.rollout.group_size}: arm 'imitation' takes 1 (a demonstration is the "
-                "same every time), the other arms at least 2 (they compare)"
+                "same every time), the other arms at least 2 (they compare) or credit.estimator 'gae'"
             )
         if imitation or distils:
             fields = set(CreditConfig.model_fields) - {"arm"}
             _no_effect(self.credit, "credit", fields, f"with credit.arm {self.credit.arm!r}")
         self._effective_arm()
+        self._effective_estimator()
         self._effective_learner()
         if self.learner.lora_rank == 0 and self.student.dtype != "float32":
             raise ValueError(
@@ -289,6 +323,19 @@ class TrainConfig(Record):
             _no_effect(self.rollout, "rollout", {"resample"}, f"{arm}: it learns from every group")
         if credit.overlong is not None and credit.overlong[0] >= credit.overlong[1]:
             raise ValueError(f"credit.overlong is (from, to) with from < to, got {credit.overlong}")
+
+    def _effective_estimator(self) -> None:
+        """Raise ValueError for what the estimator of advantages does not read."""
+        estimator = f"with credit.estimator {self.credit.estimator!r}"
+        if self.credit.estimator == "group":
+            _no_effect(self, "", {"value"}, estimator)
+            return
+        if self.credit.arm not in ("grpo", "score-reward"):
+            raise ValueError("credit.estimator 'gae' belongs to the arms 'grpo' and 'score-reward'")
+        _no_effect(self.credit, "credit", {"baseline", "normalize", "step_term", "clip"}, estimator)
+        _no_effect(self.rollout, "rollout", {"resample"}, f"{estimator}: it learns from every group")
+        if self.learner.epochs == 1:
+            _no_effect(self.value, "value", {"clip"}, "with learner.epochs 1")
 
     def _effective_learner(self) -> None:
         """Raise ValueError for an option of the learner that would change nothing."""

@@ -1,4 +1,4 @@
-"""Rewards and critiques to one advantage per step. Pure: nothing here knows a model or a tensor.
+"""Rewards and critiques to one advantage or one reward per step. Pure: nothing here knows a model or a tensor.
 
 Notation: trajectory i of a group, step k; E environment reward, u a score on [0, 1].
 
@@ -7,13 +7,15 @@ Notation: trajectory i of a group, step k; E environment reward, u a score on [0
 - its advantage: ``A_i = R_i - b`` with the baseline b of :data:`Baseline`, divided by the standard deviation only when
   asked (GRPO, arXiv 2402.03300; not dividing is Dr. GRPO, arXiv 2503.20783)
 - step advantage: ``A_ik = A_i + w s_ik`` with the step term s of :data:`STEP_TERMS`, clipped to +-2
+- step reward, when advantages are the learner's to estimate (``estimator: gae``): R_i at the last step, and with scores
+  of all steps the potential-based ``w (Phi_k - Phi_{k-1})`` at each, with ``Phi_k = u_ik`` and ``Phi_0 = 0``
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -27,6 +29,7 @@ __all__ = [
     "Baseline",
     "Credit",
     "CreditConfig",
+    "Estimator",
     "StepTerm",
     "anchor_state",
     "assign_credit",
@@ -36,6 +39,7 @@ __all__ = [
 
 Arm = Literal["grpo", "score-reward", "ovd", "ovd-prefix", "imitation", "token-opd"]
 Baseline = Literal["group", "leave-one-out", "batch"]
+Estimator = Literal["group", "gae"]
 
 
 class CreditConfig(Record):
@@ -46,11 +50,15 @@ class CreditConfig(Record):
     trajectories are replaced by demonstrations. ``ovd-prefix``: they are continued by the demonstrator from their first
     bad step. ``imitation``: no reinforcement; the demonstrator's right episodes are imitated, to warm-start a student.
     ``token-opd``: the comparator, token-level distillation from a teacher model's logits."""
+    estimator: Estimator = "group"
+    """Where advantages come from. ``group``: a trajectory's return is compared with those of its group. ``gae``: PPO
+    with a value head, see :class:`~ovd_gym.config.ValueConfig`; groups may then be of size 1. Arms ``grpo`` and
+    ``score-reward``."""
     trajectory_weight: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
     """lambda, the share of the trajectory score in the return; below 0.5, every right answer stays above every wrong
     one when the environment's reward is 0 or 1. Arm ``score-reward``."""
     step_weight: Annotated[float, Field(ge=0)] = 0.5
-    """w, the weight of the step term."""
+    """w, the weight of the step term; with ``estimator: gae``, of the step reward (arm ``score-reward``)."""
     step_term: str | None = None
     """One of :data:`STEP_TERMS` or ``package.module:function``; None: ``min-form`` with arm ``score-reward``, else
     ``outcome``, which has no step term."""
@@ -72,11 +80,13 @@ class Credit(Record):
 
     trajectory_id: str
     advantages: tuple[float, ...]
-    """[T] one per step, broadcast to the step's tokens."""
+    """[T] one per step, broadcast to the step's tokens; 0 with ``estimator: gae``, where the learner estimates them."""
+    rewards: tuple[float, ...] = ()
+    """[T] one per step, standing at its last token; empty unless ``estimator: gae``."""
 
     @property
     def informative(self) -> bool:
-        """Whether any step has a gradient."""
+        """Whether any step has an advantage."""
         return any(self.advantages)
 
 
@@ -103,9 +113,20 @@ def assign_credit(
             groups[trajectory.group_id].append(trajectory)
     scored = {name: _complete(members, by_id) for name, members in groups.items()}
     returns = {name: _returns(members, scored[name], config) for name, members in groups.items()}
+    assign = _rewarded if config.estimator == "gae" else _compared
+    credits = {credit.trajectory_id: credit for credit in assign(groups, scored, returns, config)}
+    return [credits[t.id] for t in trajectories if t.id in credits]
+
+
+Groups = Mapping[str, Sequence[Trajectory]]
+Scored = Mapping[str, Sequence[Critique] | None]
+Returns = Mapping[str, Sequence[float]]
+
+
+def _compared(groups: Groups, scored: Scored, returns: Returns, config: CreditConfig) -> Iterator[Credit]:
+    """Advantages by comparison."""
     outcome = _advantages(returns, config)
     term = step_term(config)
-    credits: dict[str, Credit] = {}
     for name, members in groups.items():
         steps = term(members, scored[name]) if len(members) > 1 else [[0.0] * len(m.steps) for m in members]
         for member, a, s in zip(members, outcome[name], steps, strict=True):
@@ -113,8 +134,18 @@ def assign_credit(
                 raise ValueError(f"step term {config.step_term!r} gave {len(s)} values for {len(member.steps)} steps")
             advantages = (a + config.step_weight * value for value in s)
             clipped = tuple(max(-config.clip, min(config.clip, advantage)) for advantage in advantages)
-            credits[member.id] = Credit(trajectory_id=member.id, advantages=clipped)
-    return [credits[t.id] for t in trajectories if t.id in credits]
+            yield Credit(trajectory_id=member.id, advantages=clipped)
+
+
+def _rewarded(groups: Groups, scored: Scored, returns: Returns, config: CreditConfig) -> Iterator[Credit]:
+    """Rewards, from which the learner estimates advantages."""
+    for name, members in groups.items():
+        critiques: Sequence[Critique | None] = scored[name] or [None] * len(members)
+        for member, critique, total in zip(members, critiques, returns[name], strict=True):
+            potentials = [score.u for score in critique.steps] if critique else [0.0] * len(member.steps)
+            shaping = [config.step_weight * (u - before) for before, u in pairwise([0.0, *potentials])]
+            rewards = (*shaping[:-1], shaping[-1] + total) if shaping else ()
+            yield Credit(trajectory_id=member.id, advantages=(0.0,) * len(rewards), rewards=rewards)
 
 
 # Step terms ---------------------------------------------------------------------------------------------

@@ -87,6 +87,8 @@ def data_flow(config: TrainConfig) -> list[str]:
     rollout, arm = config.rollout, config.credit.arm
     actor = "the demonstrator" if arm == "imitation" else "the student"
     signal, loss = _FLOWS[arm]
+    if config.credit.estimator == "gae":
+        signal = "a reward at each step's last token; advantages from a value head (GAE)"
     lines = [
         f"rollout    {rollout.tasks_per_step} tasks x {rollout.group_size} episodes of {config.env.id}, by {actor}",
         f"critique   {config.teacher.name}: one score per step and one per trajectory"
@@ -112,7 +114,8 @@ def estimate(config: TrainConfig) -> Estimate:
     """
     shape = AutoConfig.from_pretrained(resolve_model(config.student.model), trust_remote_code=False)
     with torch.device("meta"):
-        model = trainable_model(AutoModelForCausalLM.from_config(shape), config.learner, config.seed)
+        made: Any = AutoModelForCausalLM
+        model = trainable_model(made.from_config(shape), config.learner, config.seed)
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     size = _BYTES[config.student.dtype]
@@ -126,7 +129,9 @@ def estimate(config: TrainConfig) -> Estimate:
     head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     per_token = shape.num_hidden_layers * (12 * shape.hidden_size + 3 * shape.intermediate_size) * size
     logits = 3 * 4 * config.learner.logit_chunk * shape.vocab_size
-    read = episodes * (context - prompt) + config.rollout.tasks_per_step * prompt  # a prompt is computed once a task
+    read = (
+        episodes * max(0, context - prompt) + config.rollout.tasks_per_step * prompt
+    )  # a prompt is computed once a task
     passes = 2 * read + (6 if config.learner.lora_rank == 0 else 4) * read * config.learner.epochs
     return Estimate(
         parameters,

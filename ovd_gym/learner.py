@@ -8,6 +8,9 @@ A demonstrator's tokens have no w, KL, entropy or drop, and a policy term of the
 ``as-student`` the one above (biased: the policy did not sample them), ``shaped`` ``-f(pi_t) A_t``, ``nll``
 ``-0.1 log pi_t``.
 
+Given a value head (PPO, :mod:`ovd_gym.value_head`), A_t is estimated from the rewards before the first epoch, and
+the head's own loss, the mean over all trained tokens, is added.
+
 Rows that have no gradient are left out of the forward pass, but not of N, so leaving them out changes nothing.
 """
 
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -24,11 +27,11 @@ from typing import Any, NamedTuple
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
 from ovd_gym.batch import Batch, micro_batches
-from ovd_gym.config import DistillationConfig, LearnerConfig
+from ovd_gym.config import DistillationConfig, LearnerConfig, ValueConfig
 from ovd_gym.errors import TrainingStopped
+from ovd_gym.forward import predicting
 from ovd_gym.llm.decoder import Decoder
 from ovd_gym.losses import (
     chunked_divergence,
@@ -41,6 +44,7 @@ from ovd_gym.losses import (
     shaped_ratio,
     token_weights,
 )
+from ovd_gym.value_head import ValueHead, estimate
 
 __all__ = ["Learner", "learning_rate", "trainable_model"]
 
@@ -88,16 +92,25 @@ class Learner:
     """Trains ``decoder.model`` in place.
 
     The model stays in evaluation mode (no dropout): its log-probabilities are those it samples with.
+
+    Args:
+        value: estimate advantages with a value head; None takes those of the batch.
     """
 
-    def __init__(self, decoder: Decoder, config: LearnerConfig, total_steps: int) -> None:
+    def __init__(
+        self, decoder: Decoder, config: LearnerConfig, total_steps: int, value: ValueConfig | None = None
+    ) -> None:
         self.decoder = decoder
         self.config = config
         self.total_steps = total_steps
+        self.value = ValueHead(decoder.config.hidden_size, value, decoder.device) if value else None
         self.parameters = {n: p for n, p in decoder.model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        groups = [{"params": list(self.parameters.values()), "scale": 1.0}]
+        if self.value is not None:
+            scale = self.value.config.learning_rate / config.learning_rate
+            groups.append({"params": list(self.value.parameters()), "scale": scale})
+            self.parameters |= {f"value.{n}": p for n, p in self.value.named_parameters()}
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
         whole = config.kl_weight > 0 and not hasattr(decoder.model, "disable_adapter")
         self._frozen = Decoder(deepcopy(decoder.model).requires_grad_(False)) if whole else None
 
@@ -106,16 +119,20 @@ class Learner:
 
         Returns mean metrics over the trained tokens: ``loss, trained_entropy, clip_fraction, logprob_gap`` (largest
         |train - rollout|), ``weight_mean, weight_max, grad_norm, learning_rate, trained_tokens``, and ``kl`` to the
-        reference when ``kl_weight > 0``. A batch without any advantage changes nothing and says so by
-        ``trained_tokens = 0``.
+        reference when ``kl_weight > 0``. With a value head also ``value_loss`` and ``explained_variance`` (of the
+        values before the update; absent when all returns are alike). Without one, a batch that has no advantage changes
+        nothing and says so by ``trained_tokens = 0``.
 
         Raises:
             TrainingStopped: when a gradient is not finite; the weights are as before the call's failing step.
         """
+        if self.value is not None:
+            pieces, explained = self._estimated(self._pieces(batch), self.value)
+            return self._train(pieces, step, Size.of(batch), self._policy_loss) | explained
         used = batch if self._trains_all(batch) else batch.informative()
         if used is None:
             return {"trained_tokens": 0.0, "learning_rate": learning_rate(self.config, step, self.total_steps)}
-        return self._train(used, step, Size.of(batch), self._policy_loss)
+        return self._train(self._pieces(used), step, Size.of(batch), self._policy_loss)
 
     def _trains_all(self, batch: Batch) -> bool:
         """Whether rows without an advantage have a gradient, too."""
@@ -129,7 +146,7 @@ class Learner:
         Takes demonstrations; advantages and rollout log-probabilities are not read. Metrics are ``nll`` (nats per
         token), ``loss, trained_entropy, grad_norm, learning_rate, trained_tokens``. Raises as :meth:`update`.
         """
-        return self._train(batch, step, Size.of(batch), self._likelihood_loss)
+        return self._train(self._pieces(batch), step, Size.of(batch), self._likelihood_loss)
 
     def distill(self, batch: Batch, step: int, teacher: Decoder, config: DistillationConfig) -> Metrics:
         """The comparator ``token-opd``: bring the student's next-token distributions to ``teacher``'s.
@@ -138,13 +155,28 @@ class Learner:
         ``log pi_T - log pi_S`` of each sampled token. Metrics are ``divergence`` (nats per token), ``loss,
         trained_entropy, grad_norm, learning_rate, trained_tokens``. Raises as :meth:`update`.
         """
-        return self._train(batch, step, Size.of(batch), partial(self._distillation_loss, teacher, config))
+        loss = partial(self._distillation_loss, teacher, config)
+        return self._train(self._pieces(batch), step, Size.of(batch), loss)
 
-    def _train(self, batch: Batch, step: int, size: Size, loss_of: Loss) -> Metrics:
+    def _pieces(self, batch: Batch) -> list[Batch]:
+        return list(micro_batches(batch.to(self.decoder.device), self.config.micro_batch_tokens))
+
+    @torch.no_grad()
+    def _estimated(self, pieces: Sequence[Batch], head: ValueHead) -> tuple[list[Batch], Metrics]:
+        """``pieces`` with advantages, values and returns, and metrics of the values."""
+        values, rewards = [], []
+        for piece in pieces:
+            hidden_ND, targets_N = predicting(self.decoder, piece)
+            values.append(head(hidden_ND))
+            rewards.append(piece.rewards_BT[piece.mask_BT])
+            if self.config.kl_in == "reward":
+                rewards[-1] -= self.config.kl_weight * self._kl(piece, self._logprobs(hidden_ND, targets_N)[0])
+        return estimate(pieces, values, rewards, head.config)
+
+    def _train(self, pieces: Sequence[Batch], step: int, size: Size, loss_of: Loss) -> Metrics:
         rate = learning_rate(self.config, step, self.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        pieces = list(micro_batches(batch.to(self.decoder.device), self.config.micro_batch_tokens))
+            group["lr"] = rate * group["scale"]
         old: list[Tensor] = []
         tallies: list[Metrics] = []
         for epoch in range(self.config.epochs):
@@ -159,23 +191,23 @@ class Learner:
             **_merge(tallies, self.config.epochs),
             "grad_norm": grad_norm,
             "learning_rate": rate,
-            "trained_tokens": float(batch.num_trained),
+            "trained_tokens": float(sum(piece.num_trained for piece in pieces)),
         }
 
     def logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probabilities [N] of the trained tokens (row after row) and entropies [N] before each."""
-        hidden_ND, targets_N = _predicting(self.decoder, batch)
+        return self._logprobs(*predicting(self.decoder, batch))
+
+    def _logprobs(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        entropy_grad = self.config.entropy_weight > 0
         return chunked_logprobs(
-            hidden_ND,
-            targets_N,
-            self.decoder.head,
-            self.config.logit_chunk,
-            entropy_grad=self.config.entropy_weight > 0,
+            hidden_ND, targets_N, self.decoder.head, self.config.logit_chunk, entropy_grad=entropy_grad
         )
 
     def _policy_loss(self, batch: Batch, old_N: Tensor | None, size: Size) -> tuple[Tensor, Tensor, Metrics]:
         config, mask = self.config, batch.mask_BT
-        logprobs_N, entropy_N = self.logprobs(batch)
+        hidden_ND, targets_N = predicting(self.decoder, batch)
+        logprobs_N, entropy_N = self._logprobs(hidden_ND, targets_N)
         current_N = logprobs_N.detach()
         anchor_N = current_N if old_N is None else old_N
         own_N = ~batch.taught_BT[mask]
@@ -193,7 +225,7 @@ class Learner:
         kl_N = self._kl(batch, logprobs_N) if config.kl_weight > 0 else torch.zeros_like(logprobs_N)
         if config.kl_weight > 0:
             tally["kl"] = float(kl_N.detach()[own_N].sum())
-        if config.kl_in == "reward":
+        if config.kl_in == "reward" and self.value is None:
             advantages_N = advantages_N - config.kl_weight * kl_N.detach() * own_N
         log_ratio_N = logprobs_N - anchor_N
         ratio_N = sequence_mean(log_ratio_N, rows_N) if config.ratio == "sequence" else log_ratio_N
@@ -210,6 +242,10 @@ class Learner:
             tally["likelihood_drop"] = float(drop_N.detach().sum())
         lengths_N = mask.sum(dim=1)[rows_N]
         loss = (loss_N * token_weights(lengths_N, config.aggregation, *size, config.fixed_length or 1)).sum()
+        if self.value is not None:
+            value_loss = self.value.loss(hidden_ND, batch)
+            loss = loss + self.value.config.loss_weight * value_loss / size.tokens
+            tally["value_loss"] = float(value_loss.detach())
         return loss, current_N, {**tally, "loss": float(loss.detach())}
 
     def _taught_loss(self, logprobs_N: Tensor, advantages_N: Tensor) -> Tensor:
@@ -221,7 +257,7 @@ class Learner:
     def _kl(self, batch: Batch, logprobs_N: Tensor) -> Tensor:
         """[N] estimates of the KL to the reference."""
         with self._reference() as reference, torch.no_grad():
-            hidden_ND, targets_N = _predicting(reference, batch)
+            hidden_ND, targets_N = predicting(reference, batch)
             reference_N, _ = chunked_logprobs(hidden_ND, targets_N, reference.head, self.config.logit_chunk)
         return kl_estimate(logprobs_N, reference_N, self.config.kl_estimator)
 
@@ -240,9 +276,9 @@ class Learner:
         self, teacher: Decoder, config: DistillationConfig, batch: Batch, old_N: Tensor | None, size: Size
     ) -> tuple[Tensor, Tensor, Metrics]:
         chunk = self.config.logit_chunk
-        student_ND, targets_N = _predicting(self.decoder, batch)
+        student_ND, targets_N = predicting(self.decoder, batch)
         with torch.no_grad():
-            teacher_ND, _ = _predicting(teacher, batch)
+            teacher_ND, _ = predicting(teacher, batch)
         tally = {"tokens": float(len(targets_N))}
         if config.variant == "sampled":
             logprobs_N, entropy_N = chunked_logprobs(student_ND, targets_N, self.decoder.head, chunk)
@@ -275,45 +311,15 @@ class Learner:
                 yield self.decoder
 
     def _step(self) -> float:
-        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm))
-        if not math.isfinite(norm):
+        """One optimiser step; the student's gradient norm. It and a value head are clipped each by itself."""
+        limit, groups = self.config.max_grad_norm, self.optimizer.param_groups
+        norms = [float(nn.utils.clip_grad_norm_(group["params"], limit)) for group in groups]
+        if not math.isfinite(sum(norms)):
             self.optimizer.zero_grad()
-            raise TrainingStopped(f"the gradient norm is {norm}: lower learner.learning_rate or raise kl_weight")
+            raise TrainingStopped(f"the gradient norm is {sum(norms)}: lower learner.learning_rate or raise kl_weight")
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return norm
-
-
-def _predicting(decoder: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Hidden states [N, D] that predict the sampled tokens, and those tokens [N].
-
-    The prefix all rows share is computed once; its keys and values are shared by the rows, gradient included.
-    """
-    ids_BT, mask_BT = batch.token_ids_BT, batch.mask_BT
-    first = int(mask_BT.int().argmax(dim=1).min())
-    differs_T = (ids_BT[:, :first] != ids_BT[:1, :first]).any(dim=0)
-    shared = int(differs_T.int().argmax()) if bool(differs_T.any()) else first
-    shared = min(shared, first - 1)  # the token that predicts the first sampled one stays with its row
-    if shared < 1 or len(batch) == 1:
-        hidden_BTD = decoder.hidden(ids_BT, attention_mask=_attention(batch), use_cache=False)
-        shared = 0
-    else:
-        cache = DynamicCache()
-        decoder.hidden(ids_BT[:1, :shared], past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(len(batch))
-        hidden_BTD = decoder.hidden(
-            ids_BT[:, shared:],
-            attention_mask=_attention(batch),
-            position_ids=torch.arange(shared, ids_BT.shape[1], device=ids_BT.device)[None],
-            past_key_values=cache,
-            use_cache=True,
-        )
-    return hidden_BTD[:, :-1][mask_BT[:, shared + 1 :]], ids_BT[mask_BT]
-
-
-def _attention(batch: Batch) -> Tensor:
-    span = torch.arange(batch.token_ids_BT.shape[1], device=batch.token_ids_BT.device)
-    return (span < batch.lengths_B[:, None]).long()
+        return norms[0]
 
 
 def _merge(tallies: list[Metrics], epochs: int) -> Metrics:

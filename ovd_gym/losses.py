@@ -10,19 +10,25 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 __all__ = [
     "chunked_divergence",
     "chunked_logprobs",
     "clipped_policy_loss",
+    "clipped_value_loss",
     "divergence",
+    "explained_variance",
+    "gae",
     "kl_estimate",
     "likelihood_drop",
     "mismatch_weight",
     "sequence_mean",
     "shaped_ratio",
     "token_weights",
+    "whiten",
 ]
 
 Head = Callable[[Tensor], Tensor]
@@ -140,6 +146,55 @@ def likelihood_drop(log_ratio_N: Tensor, rows_N: Tensor, correct_R: Tensor) -> T
     """
     total_R = torch.zeros(len(correct_R), device=log_ratio_N.device).index_add(0, rows_N, log_ratio_N.detach())
     return torch.relu(-log_ratio_N) * (correct_R & (total_R < 0))[rows_N]
+
+
+# Advantages from a value head (PPO) ---------------------------------------------------------------------
+
+
+def gae(values_N: Tensor, rewards_N: Tensor, rows_N: Tensor, gamma: float = 1.0, lam: float = 1.0) -> Tensor:
+    """[N] generalised advantage estimates (arXiv 1506.02438, equation 16), over action tokens alone::
+
+        A_t = sum_{l >= 0} (gamma lam)^l delta_{t+l},    delta_t = r_t + gamma V_{t+1} - V_t
+
+    ``t + 1`` is the row's next *action* token: an observation in between takes no time, however long it is.
+    Nothing follows a row's last token (V = 0), also when the episode was truncated: its budget of turns or tokens is a
+    rule of the task, and running out of it is one way to end, so there is no bootstrapping.
+
+    Args:
+        values_N: V of the state in which each token is chosen.
+        rewards_N: what choosing it earned.
+        rows_N: which row each token belongs to, ascending in 0 .. R-1.
+    """
+    lengths = torch.bincount(rows_N).tolist()
+    pieces = ([*torch.split(x, lengths)] for x in (values_N, rewards_N))
+    values_RK, rewards_RK = (pad_sequence(rows, batch_first=True) for rows in pieces)
+    deltas_RK = rewards_RK + gamma * pad(values_RK[:, 1:], (0, 1)) - values_RK
+    advantages_RK = torch.empty_like(deltas_RK)
+    following_R = torch.zeros_like(deltas_RK[:, 0])
+    for k in reversed(range(deltas_RK.shape[1])):
+        following_R = deltas_RK[:, k] + gamma * lam * following_R
+        advantages_RK[:, k] = following_R
+    return torch.cat([row[:length] for row, length in zip(advantages_RK, lengths, strict=True)])
+
+
+def whiten(values_N: Tensor) -> Tensor:
+    """``values_N`` with mean 0 and standard deviation 1 (all 0 if they do not differ)."""
+    return (values_N - values_N.mean()) / (values_N.std(correction=0) + 1e-8)
+
+
+def clipped_value_loss(values_N: Tensor, old_N: Tensor, returns_N: Tensor, clip: float) -> Tensor:
+    """``max((V - R)^2, (V_clipped - R)^2) / 2`` per token, with V clipped to ``V_old +- clip``.
+
+    The squared error of PPO (arXiv 1707.06347, equation 9), clipped as in its published code (OpenAI Baselines, ppo2).
+    """
+    clipped_N = old_N + (values_N - old_N).clamp(-clip, clip)
+    return torch.maximum((values_N - returns_N).square(), (clipped_N - returns_N).square()) / 2
+
+
+def explained_variance(values_N: Tensor, returns_N: Tensor) -> float | None:
+    """``1 - Var(R - V) / Var(R)``: 1 for perfect values, 0 for constant ones; None if the returns hardly differ."""
+    variance = float(returns_N.var(correction=0))
+    return 1 - float((returns_N - values_N).var(correction=0)) / variance if variance > 1e-8 else None
 
 
 # The comparator: token-level distillation ---------------------------------------------------------------

@@ -29,6 +29,7 @@ from ovd_gym.recorder import Recorder, load_checkpoint
 from ovd_gym.records import Trajectory
 from ovd_gym.report.run import write_report
 from ovd_gym.teachers.base import Teacher
+from ovd_gym.teachers.canaries import probe
 
 __all__ = ["RunResult", "demonstrations", "train"]
 
@@ -126,6 +127,8 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
                 raise _Stopped
 
         try:
+            if done == 0 and config.evaluation is None:
+                _canaries(recorder, parts, done, display)
             while True:
                 phase = "evaluating"
                 if _due(done, config) and done not in {row["step"] for row in recorder.evaluations()}:
@@ -191,13 +194,30 @@ def _due(done: int, config: TrainConfig) -> bool:
     return done in (0, config.steps) or (every > 0 and done % every == 0)
 
 
+def _canaries(recorder: Recorder, parts: Parts, step: int, display: Display) -> dict[str, float | None]:
+    """Try the teacher on what it must not be fooled by. Raises TrainingStopped beyond the configured limit."""
+    config = recorder.config.teacher
+    if parts.teacher is None or config is None or not config.canaries or parts.canaries is None:
+        return {}
+    display.phase("canaries")
+    report = probe(parts.teacher, parts.canaries)
+    recorder.record_canaries(report, step)
+    faults = report.faults()
+    if config.max_canary_faults is not None and len(faults) > config.max_canary_faults:
+        raise TrainingStopped(f"the teacher is not to be trusted ({len(faults)} canary faults): " + "; ".join(faults))
+    if faults:
+        display.say(f"{len(faults)} canary faults of teacher {parts.teacher.name}, the first: {faults[0]}")
+    return report.metrics()
+
+
 def _hold_out(recorder: Recorder, parts: Parts, step: int, display: Display, on_turn: Any) -> None:
     result = evaluate(
         parts.held_out_tasks, parts.held_out_envs, parts.student, teacher=parts.teacher, step=step,
         seed=(recorder.config.seed, 2, step), on_turn=on_turn,
     )  # fmt: skip
-    recorder.record("eval", result.row, result.trajectories, result.critiques)
-    display.evaluation(result.row)
+    row = result.row | _canaries(recorder, parts, step, display)
+    recorder.record("eval", row, result.trajectories, result.critiques)
+    display.evaluation(row)
 
 
 @contextmanager

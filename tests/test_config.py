@@ -13,6 +13,7 @@ from ovd_gym.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIMAL: dict[str, Any] = {"student": {"model": "m"}}
+PPO: dict[str, Any] = {"credit.estimator": "gae"}
 
 
 def test_defaults_and_settings() -> None:
@@ -20,6 +21,13 @@ def test_defaults_and_settings() -> None:
     assert config.learner.learning_rate == 1e-5
     assert config.env.options == {"max_turns": 3}
     assert (config.steps, config.credit.arm) == (7, "score-reward")
+
+
+@pytest.mark.parametrize("arm", ["grpo", "score-reward"])
+@pytest.mark.parametrize("group_size", [1, 8])
+def test_groups_may_be_of_one_with_a_value_head(arm: str, group_size: int) -> None:
+    config = load_config(MINIMAL, {**PPO, "credit.arm": arm, "rollout.group_size": group_size, "value.lam": 0.95})
+    assert config.rollout.group_size == group_size
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda file: file.name)
@@ -79,6 +87,17 @@ def test_malformed_settings(text: str) -> None:
         ({"credit.arm": "imitation"}, "they need one"),
         ({"credit.arm": "imitation", "demonstrator.policy": "m:f"}, "group_size is 8: arm 'imitation' takes 1"),
         ({"learner.learning_rate": float("nan")}, "learner.learning_rate"),
+        ({"value.lam": 0.9}, "value has no effect with credit.estimator 'group'"),
+        (PPO | {"credit.baseline": "batch"}, "credit.baseline has no effect with credit.estimator 'gae'"),
+        (PPO | {"credit.normalize": True}, "credit.normalize has no effect"),
+        (PPO | {"credit.step_term": "potential"}, "credit.step_term has no effect"),
+        (PPO | {"credit.clip": 5.0}, "credit.clip has no effect"),
+        (PPO | {"value.clip": 0.5}, "value.clip has no effect with learner.epochs 1"),
+        (PPO | {"value.lam": 1.5}, "value.lam"),
+        (PPO | {"credit.arm": "grpo", "credit.step_weight": 0.1}, "credit.step_weight has no effect"),
+        (PPO | {"credit.arm": "grpo", "rollout.resample": 1}, "rollout.resample has no effect"),
+        (PPO | {"credit.arm": "ovd", "demonstrator.policy": "m:f"}, "belongs to the arms 'grpo' and 'score-reward'"),
+        (PPO | {"credit.arm": "token-opd", "distillation.model": "m"}, "credit.estimator has no effect"),
     ],
 )
 def test_bad_configurations_are_refused_in_one_line(settings: dict[str, Any], message: str | None) -> None:

@@ -260,3 +260,20 @@ def test_shuffling_the_batch_changes_no_advantage() -> None:
             rng.shuffle(members)
             for credit in assign_credit(members, [], config):
                 assert credit.advantages == pytest.approx(straight[credit.trajectory_id])
+
+
+def test_rewards_for_a_value_head_by_hand() -> None:
+    """Potential-based step rewards w (Phi_k - Phi_{k-1}), and the return at the last step."""
+    config = CreditConfig(estimator="gae", trajectory_weight=0.2, step_weight=0.5)
+    (credit,) = assign_credit([trajectory("a", 1.0, steps=3)], [critique("a", [9, 0, 4.5], 4.5)], config)
+    # R = .8 + .2 * .5; w (1, -1, .5)
+    assert credit.rewards == pytest.approx((0.5, -0.5, 0.25 + 0.9))
+    assert credit.advantages == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("arm", ["grpo", "score-reward"])
+def test_without_scores_a_value_head_is_given_the_environments_reward(arm: Any) -> None:
+    members = [trajectory("a", 1.0), trajectory("b", 0.25), trajectory("c", None)]
+    critiques = [critique("a", [9, None], 9), critique("b", [9, 9], 9)]
+    credits = assign_credit(members, critiques, CreditConfig(arm=arm, estimator="gae"))
+    assert [(c.trajectory_id, c.rewards) for c in credits] == [("a", (0.0, 1.0)), ("b", (0.0, 0.25))]

@@ -418,6 +418,6 @@ def test_a_student_like_its_teacher_has_nothing_to_learn(
     learner = Learner(Decoder(tiny.requires_grad_(True)), FULL, 1)
     twin = Decoder(deepcopy(tiny).requires_grad_(False))
     for variant in ("full", "top-k", "sampled"):
-        metrics = learner.distill(batch, 0, twin, DistillationConfig(model="-", variant=variant))  # type: ignore[arg-type]
+        metrics = learner.distill(batch, 0, twin, DistillationConfig(model="-", variant=variant))
         assert metrics["divergence"] == pytest.approx(0.0, abs=1e-3)
         twin = Decoder(deepcopy(learner.decoder.model).requires_grad_(False))

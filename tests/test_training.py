@@ -430,9 +430,9 @@ def test_demonstrations_train_a_student_that_never_succeeds(
 
 
 def test_groups_that_say_nothing_are_asked_again(tiny_folder: Path, tmp_path: Path) -> None:
-    result = run(tiny_folder, tmp_path / "again", steps=1, checkpoint_every=1, **{
-        "credit.arm": "grpo", "rollout": {"tasks_per_step": 2, "group_size": 3, "resample": 2}, "evaluation": None,
-    })  # fmt: skip
+    laid: dict[str, Any] = {"credit.arm": "grpo", "evaluation": None}
+    laid["rollout"] = {"tasks_per_step": 2, "group_size": 3, "resample": 2}
+    result = run(tiny_folder, tmp_path / "again", steps=1, checkpoint_every=1, **laid)
     (row,) = numbers(result.path / "metrics.jsonl")
     assert (row["zero_variance_share"], row["resampled"], row["trained_tokens"]) == (1.0, 4.0, 0.0)
     stored = list(load_jsonl(result.path / "trajectories" / "step-00001.jsonl", Trajectory))
@@ -451,3 +451,48 @@ def test_token_level_distillation_runs_from_the_same_configuration(tiny_folder: 
     (other / "tokenizer.json").write_text(text.replace("<|im_start|>", "<|im_begin|>"))
     with pytest.raises(ConfigError, match="another tokenizer"):
         train(settings=settings(tiny_folder, tmp_path / "x", **(laid | {"distillation.model": str(other)})))
+
+
+class Obedient(Teacher):
+    """Gives what it is told to give."""
+
+    def score(self, view: View) -> Score:
+        return Score.of(9 if "9" in view.model_dump_json() else 5)
+
+
+def test_the_teacher_is_tried_on_canaries(tiny_folder: Path, tmp_path: Path, finished: RunResult) -> None:
+    rows = numbers(finished.path / "evaluations.jsonl")
+    assert all(row["canary_failed"] > 0 for row in rows)  # brevity is no virtue
+    stored = json.loads((finished.path / "canaries" / "step-00002.json").read_text())
+    assert stored["teacher"] == "Brevity"
+    strict: dict[str, Any] = {"teacher.max_canary_faults": 3}
+    with pytest.raises(TrainingStopped, match="not to be trusted"):
+        run(tiny_folder, tmp_path / "obedient", Obedient(), **strict)
+    laid: dict[str, Any] = {"teacher.canaries": False, "steps": 2}
+    off = run(tiny_folder, tmp_path / "off", **laid)
+    assert "canary_failed" not in numbers(off.path / "evaluations.jsonl")[0]
+    assert not (off.path / "canaries").exists()
+
+
+def test_rules_hold_their_canaries_in_a_run(tiny_folder: Path, tmp_path: Path) -> None:
+    laid = settings(tiny_folder, tmp_path / "rules", **{"teacher.max_canary_faults": 0, "evaluation": None, "steps": 1})
+    result = train(settings=laid | {"checkpoint_every": 1}, display=quiet())
+    assert (result.path / "canaries" / "step-00000.json").exists()
+
+
+def test_ppo_records_its_values_and_resumes_exactly(tiny_folder: Path, tmp_path: Path) -> None:
+    laid: dict[str, Any] = {"credit.estimator": "gae", "rollout": {"tasks_per_step": 6, "group_size": 1}}
+    laid |= {"learner.epochs": 2, "value.learning_rate": 5e-3}
+    whole = run(tiny_folder, tmp_path / "whole", **laid)
+    rows = numbers(whole.path / "metrics.jsonl")
+    assert all(row["value_loss"] > 0 and row["trained_tokens"] > 0 for row in rows)
+    assert rows[0]["explained_variance"] == pytest.approx(0.0, abs=1e-6)  # the head has predicted zero
+    assert rows[-1]["value_loss"] < rows[0]["value_loss"]
+    saved = load_file(whole.path / "checkpoints/step-00004/weights.safetensors")
+    assert saved["value.weight"].any()
+    exported = load_file(whole.path / "model" / "adapter_model.safetensors")
+    assert not [name for name in exported if "value" in name]
+    shutil.copytree(whole.path, tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-00004")
+    train(resume=tmp_path / "resumed", teacher=Brevity(), display=quiet())
+    same_run(whole.path, tmp_path / "resumed")
