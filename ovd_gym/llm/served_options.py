@@ -1,0 +1,161 @@
+"""How a served model is asked: every option of :class:`~ovd_gym.llm.choice_served.ServedChoices`, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import os
+import re
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, HttpUrl, JsonValue, SecretStr, ValidationError, model_validator
+
+from ovd_gym.errors import ConfigError
+from ovd_gym.llm.reliability import Limits, Prices
+from ovd_gym.records import Probability, first_problem
+
+__all__ = ["ServedOptions"]
+
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+_OURS = {
+    "model", "messages", "n", "temperature", "seed", "stop", "stream", "max_tokens", "max_completion_tokens",
+    "logprobs", "top_logprobs", "structured_outputs", "continue_final_message", "add_generation_prompt",
+}  # fmt: skip
+"""Fields of a request that have options of their own, or none."""
+_IN_NAME = ("continues", "top_logprobs", "min_mass", "samples", "temperature", "max_tokens", "max_prompt_chars")
+
+
+class ServedOptions(Limits):
+    """The options of a served model; those of :class:`~ovd_gym.llm.reliability.Limits` are among them.
+
+    Raises:
+        ConfigError: an option that has no effect beside the others, an address or a variable that is not safe.
+        pydantic.ValidationError: a value out of range; :meth:`checked` makes a ConfigError of it.
+    """
+
+    model: Annotated[str, Field(min_length=1)]
+    """As the server calls it."""
+    base_url: HttpUrl
+    """Of the API, such as ``http://localhost:8000/v1``. A key goes over https only, or to this machine."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key; None sends no key."""
+    mode: Literal["logprobs", "text", "structured"] = "logprobs"
+    """How the choice is had; see :class:`~ovd_gym.llm.choice_served.ServedChoices`."""
+    continues: bool = False
+    """Whether the server continues a reply that is begun for it."""
+    top_logprobs: Annotated[int, Field(ge=0, le=100)] = 20
+    """How many of the likeliest tokens the server lists; in mode ``structured`` 0 asks for the choice alone."""
+    min_mass: Probability = 0.5
+    """Least probability of all choices together, or least share of samples that name one."""
+    samples: Annotated[int, Field(ge=1, le=128)] = 1
+    """Replies for each prompt, in one request (mode ``text``)."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """Of the samples; None is 0 for one and 1 for several."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Longest reply; None is 512 where reasons are asked for and 32 elsewhere."""
+    extra_body: dict[str, JsonValue] = {}
+    """Further fields of each request, such as ``{"chat_template_kwargs": {"enable_thinking": False}}``."""
+    reserved: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Literals that the model takes for control tokens, besides those that are always escaped."""
+    max_prompt_chars: Annotated[int, Field(ge=1)] | None = None
+    """Longest prompt; teachers cut tool results to keep to it. None sends every prompt."""
+    prices: Prices | None = None
+    """For a million tokens."""
+
+    @classmethod
+    def checked(cls, **options: Any) -> Self:
+        """The options. Raises ConfigError, in one line and without the value, for one that cannot work."""
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            problem = first_problem(error)
+        raise ConfigError(f"engine 'openai': {problem}")
+
+    @property
+    def host(self) -> str:
+        """The server without the path."""
+        return urlsplit(str(self.base_url)).netloc
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether the server is asked for log-probabilities."""
+        return self.mode != "text" and self.top_logprobs > 0
+
+    @property
+    def drawn_at(self) -> float:
+        """Temperature of the replies."""
+        return self.temperature if self.temperature is not None else float(self.samples > 1)
+
+    @property
+    def name(self) -> str:
+        """Model, host, and everything else that the answers depend on."""
+        shown = {key: getattr(self, key) for key in _IN_NAME}
+        changed = {key: value for key, value in shown.items() if value != type(self).model_fields[key].default}
+        told = [key if value is True else f"{key} {value:g}" for key, value in changed.items()]
+        if self.extra_body or self.reserved:
+            rest = json.dumps([self.extra_body, self.reserved], sort_keys=True)
+            told.append(f"extra {hashlib.sha256(rest.encode()).hexdigest()[:8]}")
+        return f"served({', '.join([f'{self.model} at {self.host}', self.mode, *told])})"
+
+    def key(self) -> SecretStr | None:
+        """The key, from the environment. Raises ConfigError if it is not set, unfit for a header, or in an option."""
+        if self.api_key_env is None:
+            return None
+        value = os.environ.get(self.api_key_env, "").strip()
+        if not value:
+            raise ConfigError(f"no key: set the environment variable {self.api_key_env}")
+        if not (value.isascii() and value.isprintable()):
+            raise ConfigError(f"the environment variable {self.api_key_env} holds characters that no header can carry")
+        if value in self.model_dump_json():
+            raise ConfigError(f"the key in {self.api_key_env} stands in the options as well: leave it out there")
+        return SecretStr(value)
+
+    @model_validator(mode="after")
+    def _safe(self) -> Self:
+        url = self.base_url
+        host = url.host or ""
+        if url.username or url.password or url.query or url.fragment:
+            raise ConfigError(
+                f"base_url of {host} holds a user, a query or a fragment: addresses are logged, so leave these out; "
+                "the key comes from an environment variable (api_key_env)"
+            )
+        if self.api_key_env is not None and not _VARIABLE.fullmatch(self.api_key_env):
+            raise ConfigError(
+                "api_key_env takes the name of an environment variable in capitals, such as OPENAI_API_KEY, and never "
+                "the key itself: keys in a configuration end up in logs"
+            )
+        if self.api_key_env is not None and url.scheme == "http" and not _is_this_machine(host):
+            raise ConfigError(f"a key is not sent to {host} in the clear: use https")
+        return self
+
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        """Every option that was given has an effect beside the others."""
+        text, ends = self.mode == "text", self.mode == "logprobs" and self.continues
+        rules = {
+            "samples": (text, "only mode 'text' draws samples"),
+            "temperature": (text, "log-probabilities are read without sampling"),
+            "top_logprobs": (not text, "mode 'text' reads words"),
+            "min_mass": (self.mode == "logprobs" or self.samples > 1, "there is no mass"),
+            "max_tokens": (not ends, "a reply that is continued ends with its verdict"),
+            "max_cost": (self.prices is not None, "there are no prices"),
+        }
+        for name, (effective, why) in rules.items():
+            if name in self.model_fields_set and getattr(self, name) is not None and not effective:
+                raise ConfigError(f"{name} has no effect here: {why}")
+        if self.mode == "logprobs" and self.top_logprobs == 0:
+            raise ConfigError("mode 'logprobs' with top_logprobs 0 reads nothing: list at least as many as choices")
+        if self.samples > 1 and self.drawn_at == 0:
+            raise ConfigError(f"{self.samples} samples at temperature 0 are all the same: raise the temperature")
+        if own := sorted(_OURS & self.extra_body.keys()):
+            raise ConfigError(f"extra_body must not set {', '.join(own)}: these are set by other options")
+        return self
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
