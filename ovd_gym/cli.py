@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 import ovd_gym
-from ovd_gym import cli_search, cli_teachers
+from ovd_gym import cli_fit, cli_search, cli_teachers
 from ovd_gym.errors import ConfigError, OvdGymError
 
 __all__ = ["app", "main"]
@@ -29,6 +29,7 @@ app = typer.Typer(
 
 app.add_typer(cli_search.app)
 app.add_typer(cli_teachers.app)
+app.add_typer(cli_fit.app)
 
 
 @app.callback(invoke_without_command=True)

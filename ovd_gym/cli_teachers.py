@@ -50,7 +50,7 @@ Teachers = Annotated[
 
 
 @app.command(
-    epilog="Example: ovd-gym critique runs/demo --teacher 'digits model=smollm2-135m' --out judged    "
+    epilog="Example: ovd-gym critique runs/demo --teacher 'digits model=SmolLM2-135M-Instruct' --out judged    "
     "Example: ovd-gym critique labelled.jsonl.gz --teacher math-rules --limit 200 --calibrate math-rules.json"
 )
 def critique(

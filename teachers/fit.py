@@ -38,7 +38,7 @@ _BATCH = 16
 def fit_teacher(
     attempts: Sequence[Attempt],
     *,
-    model: str | None = "SmolLM2-135M-Instruct",
+    model: str | None = None,
     features: Sequence[str] = tuple(CHECKS),
     values: Mapping[str, Sequence[float | None]] | None = None,
     seed: int = 0,

@@ -148,7 +148,7 @@ class FittedTeacher(Teacher):
 
     The rationale names what spoke for and against it, in log-odds against an average view; ``model`` stands for the
     hidden state as a whole. What no data set shows is not left to the fit: a step, or an attempt, without a word in it
-    or with words to the grader gets 0.
+    or with words to the grader gets 0, and so does a step that was there before, word for word.
 
     Args:
         folder: what ``ovd-gym fit-teacher`` wrote.
@@ -234,6 +234,8 @@ def _fault(view: View) -> str:
     judged = texts[-1:] if view.kind == "step" else texts
     if not any(re.search(r"\w", text) for text in judged):
         return "nothing in it"
+    if view.kind == "step" and texts[-1].split() in [text.split() for text in texts[:-1]]:
+        return "repeats an earlier step"
     if any(addresses_grader(text, view.question) for text in (*judged, view.answer or "")):
         return "addresses the grader"
     return ""
