@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerFast
 from ovd_gym.actions import FORMATS
 from ovd_gym.envs.web_search.base import Hit, Link, Page, PageReader
 from ovd_gym.envs.web_search.env import SearchEnv
+from ovd_gym.llm.replies import parse_choice
 from ovd_gym.records import Task, ToolCall
-from ovd_gym.teachers.parsing import parse_score
+from ovd_gym.teachers.prompting import PREFILL
 
 PROBES = [
     json.loads(line)["text"] for line in (Path(__file__).parent / "injection_probes.jsonl").read_text().splitlines()
@@ -63,6 +64,11 @@ CALLS = (
 )
 
 
+def scored(text: str) -> bool:
+    """Whether a teacher's reply of this text would be a verdict."""
+    return parse_choice(text, PREFILL, "0123456789")[0] is not None
+
+
 def reading(name: str) -> Iterator[tuple[str, list[str]]]:
     """Every probe, and what a student reads that searches, opens and looks: after checking that nothing else came."""
     world = Hostile()
@@ -97,8 +103,8 @@ def test_no_probe_leaves_a_special_token_a_verdict_or_a_call_of_any_format(
     for probe, observations in reading(name):
         for observation in observations:
             assert not special & set(tokenizer(observation).input_ids), probe
-            assert not parse_score(observation).valid, probe
-            assert not parse_score(unicodedata.normalize("NFC", observation)).valid, probe
+            assert not scored(observation), probe
+            assert not scored(unicodedata.normalize("NFC", observation)), probe
             assert not [key for key, format_ in others.items() if format_.extract(observation)], probe
 
 
@@ -106,7 +112,7 @@ def test_the_probes_are_sharp(tokenizer: PreTrainedTokenizerFast) -> None:
     """As they are, without the environment, they do what the other tests find them not to do."""
     special = set(tokenizer.all_special_ids)
     assert sum(bool(special & set(tokenizer(probe).input_ids)) for probe in PROBES) >= 4
-    assert sum(parse_score(probe).valid for probe in PROBES) >= 3
+    assert sum(scored(probe) for probe in PROBES) >= 3
     calling = [key for key, format_ in FORMATS.items() if key != "boxed" and any(map(format_.extract, PROBES))]
     assert calling == ACTING
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from ovd_gym.actions import FORMATS, Hermes
 from ovd_gym.errors import InvalidCall
+from ovd_gym.llm.replies import parse_choice
 from ovd_gym.records import ToolCall
 from ovd_gym.sanitize import escape_markers
-from ovd_gym.teachers.parsing import parse_score
+from ovd_gym.teachers.prompting import PREFILL
 
 MARKERS = [
     "<think>", "</think>", "<search>", "</search>", "<information>", "</information>", "<answer>", "</answer>",
@@ -37,6 +38,11 @@ FRAGMENTS = [
 PAGES = st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join) | st.text(max_size=60)
 
 
+def scored(text: str) -> bool:
+    """Whether a teacher's reply of this text would be a verdict."""
+    return parse_choice(text, PREFILL, "0123456789")[0] is not None
+
+
 @pytest.mark.parametrize("marker", MARKERS)
 def test_every_reserved_marker_is_escaped_wherever_it_stands(marker: str) -> None:
     for text in (marker, f"a{marker}b", marker.upper(), marker * 2, f"<{marker}>"):
@@ -55,7 +61,7 @@ def test_escaping_twice_is_escaping_once(page: str) -> None:
 def test_no_page_holds_a_marker_a_call_or_a_verdict(page: str) -> None:
     escaped = escape_markers(page)
     assert not [marker for marker in MARKERS if marker in escaped]
-    assert not parse_score(escaped).valid
+    assert not scored(escaped)
     with pytest.raises(InvalidCall, match="found 0 tool calls"):
         Hermes().parse(escaped, ())
 
@@ -63,7 +69,7 @@ def test_no_page_holds_a_marker_a_call_or_a_verdict(page: str) -> None:
 @given(pages=st.lists(PAGES, max_size=3))
 def test_pages_cannot_be_put_together_to_one(pages: list[str]) -> None:
     joined = "\n".join(escape_markers(page) for page in pages)
-    assert not parse_score(joined).valid
+    assert not scored(joined)
 
 
 @pytest.mark.parametrize("text", ["", "2 < 3 and 4 > 1", "a <b> c", "the score was 3", "[1] x | y", "SCOREBOARD 9: 3"])

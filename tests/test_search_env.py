@@ -133,6 +133,13 @@ def test_top_k_holds_even_where_a_backend_gives_more(backend: FakeBackend) -> No
     assert backend.asked == [("babbage engines", 1)]
 
 
+def test_a_limit_below_the_default_gives_fewer_results_and_no_error(backend: FakeBackend) -> None:
+    env = make(backend, max_top_k=1)
+    assert act(env, "search", query="babbage engines").count("— fake") == 1
+    assert "top_k must be between 1 and 1" in act(env, "search", query="babbage", top_k=4)
+    assert backend.asked == [("babbage engines", 1)]
+
+
 def test_no_results_is_said_and_an_empty_query_refused(backend: FakeBackend) -> None:
     env = make(backend)
     assert act(env, "search", query="zebra") == "No results. Try other words."

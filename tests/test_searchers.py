@@ -16,6 +16,7 @@ from ovd_gym.agents.searchers import (
     follow_plans,
     follow_titles,
     gold_plan_searcher,
+    mixed_searcher,
     single_search,
     title_searcher,
 )
@@ -188,6 +189,34 @@ def test_a_comparison_is_answered_by_an_oracle_alone_once_all_titles_were_found(
     ):
         policy = title_searcher(["Ada Vlon", "Ben Vlon"], ["no"], action_format="line", oracle=oracle)
         assert policy(conversation(*results)) == f"answer: {answer}\n"
+
+
+# A bad habit ------------------------------------------------------------------------------------------------
+
+
+def test_the_mixed_searcher_shortens_the_titles_of_a_share_of_the_tasks(world: World) -> None:
+    tasks = world.tasks(hops=(1, 2), count=120)
+    titles = {t.question: [str(title) for title in t.metadata["gold_titles"]] for t in tasks}  # type: ignore[union-attr]
+
+    def short(habit: float) -> set[str]:
+        found = set()
+        for trajectory in play(world, tasks, mixed_searcher(tasks, habit)):
+            full = titles[trajectory.task.question]
+            asked = [arguments["query"] for name, arguments in calls(trajectory) if name == "search"]
+            assert asked in (full, [title.split()[0] for title in full])
+            found |= {trajectory.task.id} if asked != full else set()
+        return found
+
+    long_titles = {t.id for t in tasks if any(" " in title for title in titles[t.question])}
+    assert short(0.0) == set()
+    assert short(1.0) == long_titles
+    assert 0.2 < len(short(0.4)) / len(long_titles) < 0.6
+    assert short(0.4) < short(0.8) == short(0.8)
+
+
+def test_the_mixed_searcher_refuses_what_is_no_share(world: World) -> None:
+    with pytest.raises(ConfigError, match=r"between 0 and 1, got 80"):
+        mixed_searcher(world.tasks(hops=(1,), count=1), 80)
 
 
 # One search -------------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovd_gym.errors import ConfigError, TeacherError
+from ovd_gym.llm.replies import parse_choice
 from ovd_gym.records import Score, Step, Task, ToolCall, Trajectory
 from ovd_gym.teachers.base import StepText, Teacher, View, step_view, trajectory_view
-from ovd_gym.teachers.parsing import parse_score
 from ovd_gym.teachers.prompting import PREFILL, Prompts, shorten
 from ovd_gym.teachers.registry import make_teacher
 
@@ -172,7 +172,7 @@ def test_what_makes_no_teacher(spec: str, options: dict[str, object], message: s
 def test_rules_and_protocol_need_no_torch() -> None:
     code = (
         "import sys, ovd_gym.teachers.base, ovd_gym.teachers.registry, ovd_gym.teachers.rules, "
-        "ovd_gym.teachers.prompting, ovd_gym.teachers.parsing, ovd_gym.wrappers; sys.exit('torch' in sys.modules)"
+        "ovd_gym.teachers.prompting, ovd_gym.llm.replies, ovd_gym.wrappers; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -188,16 +188,13 @@ NO_VERDICTS = [
 
 @pytest.mark.parametrize("text", NO_VERDICTS)
 def test_any_other_form_is_no_verdict(text: str) -> None:
-    score = parse_score(text)
-    assert score.status == "malformed"
-    assert score.value is None
+    assert parse_choice(text, PREFILL, "0123456789")[0] is None
 
 
 @pytest.mark.parametrize("digit", range(10))
 def test_a_verdict_is_the_digit_on_the_last_line(digit: int) -> None:
-    score = parse_score(f"At first SCORE: 3\nbut no.\nSCORE: {digit}\n")
-    assert score.value == score.mean == digit
-    assert score.rationale == "At first SCORE: 3\nbut no."
+    text = f"At first SCORE: 3\nbut no.\nSCORE: {digit}\n"
+    assert parse_choice(text, PREFILL, "0123456789") == (digit, "At first SCORE: 3\nbut no.")
 
 
 # Prompts ----------------------------------------------------------------------------------------------
