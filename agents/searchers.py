@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import fsum
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from pydantic import JsonValue
 
@@ -26,7 +27,7 @@ from ovd_gym.errors import ConfigError
 from ovd_gym.records import Message, Task, ToolCall
 
 __all__ = ["REFUSAL", "PlanStep", "by_question", "follow_plans", "follow_titles", "gold_plan_searcher"]
-__all__ += ["single_search", "title_searcher"]
+__all__ += ["mixed_searcher", "single_search", "title_searcher"]
 
 REFUSAL = "I do not know"
 """The answer of a searcher that found none."""
@@ -71,6 +72,25 @@ def follow_titles(tasks: Sequence[Task], **options: Any) -> Policy:
     Raises ConfigError for a task without titles.
     """
     return by_question({t.question: title_searcher(_titles(t), t.answers, **options) for t in tasks})
+
+
+def mixed_searcher(tasks: Sequence[Task], habit: float = 0.8, **options: Any) -> Policy:
+    """:func:`follow_titles`, but with a bad habit: a share ``habit`` of the tasks gets queries of one word.
+
+    For them only the first word of a title is searched for, which finds all that has the word in common. A hash of the
+    task's id chooses them, so that a task is played alike every time. As demonstrations these leave something to
+    reinforcement: imitation copies the habit, in proportion to how often it happens to be right.
+
+    Raises ConfigError for a task without titles, and for a ``habit`` that is no share.
+    """
+    if not 0 <= habit <= 1:
+        raise ConfigError(f"habit is a share of the tasks, between 0 and 1, got {habit}")
+
+    def queries(task: Task) -> list[str]:
+        short = crc32(task.id.encode()) < habit * 2**32
+        return [title.split()[0] for title in _titles(task)] if short else _titles(task)
+
+    return by_question({t.question: title_searcher(queries(t), t.answers, **options) for t in tasks})
 
 
 def gold_plan_searcher(

@@ -31,6 +31,8 @@ from ovd_gym.records import Task
 __all__ = ["SearchEnv"]
 
 METRICS = {"em": exact_match, "f1": f1, "cover_em": cover_exact_match}
+_TOP_K = 3
+"""Results of a search that does not say how many; fewer where ``max_top_k`` is below."""
 _RANK = re.compile(r"\[?(\d{1,4})\]?")
 
 
@@ -136,7 +138,7 @@ class SearchEnv(ToolEnv):
     # Tools ----------------------------------------------------------------------------------------------
 
     @tool
-    def search(self, query: str, top_k: int = 3) -> str:
+    def search(self, query: str, top_k: int = _TOP_K) -> str:
         """Search for documents; returns numbered results with title, source, address and a snippet.
 
         Args:
@@ -145,8 +147,9 @@ class SearchEnv(ToolEnv):
         """
         if not query.strip():
             raise ToolError("the query is empty: say what to search for")
-        if not 1 <= top_k <= self.max_top_k:
+        if not 1 <= top_k <= max(self.max_top_k, _TOP_K):
             raise ToolError(f"top_k must be between 1 and {self.max_top_k}, got {top_k}")
+        top_k = min(top_k, self.max_top_k)
         searched = self._searched
         found = self._calls.run(lambda: searched.search(query, top_k), "search", SearchOutage)[:top_k]
         self._trail.hits = hits = [self._openable(hit) for hit in found]
