@@ -52,11 +52,12 @@ class Parts:
     """One per held-out task; empty without an evaluation section."""
     held_out_tasks: Sequence[Task]
 
-    def export(self, path: Path) -> None:
-        """Write the trained model as a plain transformers (or peft) folder."""
+    def export(self, path: Path, card: str) -> None:
+        """Write the trained model as a plain transformers (or peft) folder, with ``card`` as its README."""
         model: Any = self.learner.decoder.model
         model.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
+        (path / "README.md").write_text(card, encoding="utf-8")
 
     @property
     def canaries(self) -> str | None:

@@ -27,6 +27,7 @@ from ovd_gym.health import reason_to_stop, warnings_of
 from ovd_gym.progress import Display
 from ovd_gym.recorder import Recorder, load_checkpoint
 from ovd_gym.records import Trajectory
+from ovd_gym.report.card import model_card
 from ovd_gym.report.run import write_report
 from ovd_gym.teachers.base import Teacher
 from ovd_gym.teachers.canaries import probe
@@ -162,7 +163,7 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
                 recorder.checkpoint(learner, done)
             display.say(f"stopped after {done} steps; continue with: ovd-gym train --resume {recorder.path}")
             return RunResult(recorder.path, done, recorder.evaluations(), [])
-    parts.export(recorder.path / "model")
+    parts.export(recorder.path / "model", model_card(recorder))
     return RunResult(recorder.path, done, recorder.evaluations(), write_report(recorder))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -114,6 +115,12 @@ def test_the_run_folder_holds_everything(finished: RunResult) -> None:
     assert {t.policy_version for t in trajectories} == {2}
     assert Counter(t.group_id for t in trajectories) == {"step-00003/0": 3, "step-00003/1": 3}
     assert load_config(finished.path / "config.yaml").steps == 4
+    card = (finished.path / "model" / "README.md").read_text()
+    _, front, text = card.split("---\n", 2)
+    assert yaml.safe_load(front) == {"library_name": "peft", "tags": ["ovd-gym"]}
+    assert "Arm `score-reward`, teacher `object:Brevity`, 4 steps of 2 tasks x 3 episodes, seed 0." in text
+    assert all(f"| {row['step']} | {row['accuracy']:.3f} |" in text for row in finished.evaluations)
+    assert load_config(yaml.safe_load(text.split("```yaml")[1].split("```")[0])).steps == 4
 
 
 def test_weights_change_and_the_exported_model_loads(finished: RunResult, tiny_folder: Path) -> None:
