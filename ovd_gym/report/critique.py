@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ovd_gym.errors import DataError
 from ovd_gym.records import Score
+from ovd_gym.report.pages import template
 
 __all__ = ["Case", "CaseStep", "Chapter", "Page", "Reliability", "Table", "render_page", "write_page"]
 
@@ -101,22 +99,4 @@ def write_page(path: str | Path, page: Page) -> None:
 
 def render_page(page: Page) -> str:
     """The page that :func:`write_page` writes."""
-    return _template().render(page=page)
-
-
-def _hue(score: Score) -> str:
-    """The CSS declarations that colour a badge, from red (0) to green (9); none for a score without a number."""
-    return f"--hue: {125 * score.u:.0f}; --sat: 1" if score.valid else ""
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("ovd_gym.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["hue"] = _hue
-    return environment.get_template("critique.html.j2")
+    return template("critique.html.j2").render(page=page)

@@ -9,22 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-
 from ovd_gym.errors import DataError
 from ovd_gym.records import Critique, Score, Step, Trajectory
+from ovd_gym.report.pages import template
 
 __all__ = ["Section", "render_transcripts", "write_transcripts"]
 
 Section: TypeAlias = tuple[str, Sequence[tuple[Trajectory, Critique | None]]]
 """A label ("training step 3", "evaluation after step 10") and its episodes; None where no teacher judged."""
-
-RED_TO_GREEN = 125
-"""Degrees of hue between the scores 0 and 9."""
 
 
 def write_transcripts(path: str | Path, sections: Sequence[Section], title: str) -> None:
@@ -40,7 +35,7 @@ def render_transcripts(sections: Sequence[Section], title: str) -> str:
     """The page that :func:`write_transcripts` writes."""
     chapters = [_Chapter(label, tuple(_Episode(*pair) for pair in pairs)) for label, pairs in sections]
     everything = _Chapter(title, tuple(episode for chapter in chapters for episode in chapter.episodes))
-    return _template().render(title=title, everything=everything, chapters=chapters)
+    return template("transcripts.html.j2").render(title=title, everything=everything, chapters=chapters)
 
 
 @dataclass(frozen=True)
@@ -106,26 +101,3 @@ class _Chapter:
 def _mean(values: Iterable[float], digits: int = 2) -> str:
     numbers = list(values)
     return f"{sum(numbers) / len(numbers):.{digits}f}" if numbers else "–"
-
-
-def _hue(score: Score | None) -> str:
-    """The CSS declarations that colour an element by its score; none for a score without a number."""
-    return f"--hue: {RED_TO_GREEN * score.u:.0f}; --sat: 1" if score is not None and score.valid else ""
-
-
-def _number(value: float | None) -> str:
-    """A reward as short as it can be said: ``1``, ``0.25``; a dash where there is none."""
-    return "–" if value is None else f"{value:.3g}"
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("ovd_gym.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"hue": _hue, "number": _number}
-    return environment.get_template("transcripts.html.j2")
