@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Several test processes that each took all cores would wait for one another.
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check slow clean
+.PHONY: help setup demo test check slow docs audit clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -28,8 +30,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup  ## train a small student on a CPU: reward and held-out accuracy rise
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/ovd-gym train examples/demo.yaml
 
-test: setup  ## run the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+test: setup  ## run the tests that take seconds, on all cores
+	$(ONE_THREAD) $(BIN)/python -m pytest -n logical -m "not slow"
 
 check: setup  ## lint, formatting and types, all strict
 	$(BIN)/ruff check
@@ -38,6 +40,14 @@ check: setup  ## lint, formatting and types, all strict
 
 slow: setup  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+docs: setup  ## build the documentation site into build/site; warnings are errors
+	$(PIP) install -q -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+audit: setup  ## ask the public advisory database about the pinned versions (needs the network)
+	$(PIP) install -q pip-audit
+	$(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
 
 clean:  ## remove caches and build outputs; .venv and runs/ stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -64,8 +64,9 @@ def train(
 
     Args:
         config: a YAML file, a mapping, or a TrainConfig; None starts from the defaults.
-        env, student, teacher: short for ``env.id``, ``student.model``, ``teacher.name``; a Teacher object is used as
-            it is.
+        env: short for ``env.id``.
+        student: short for ``student.model``.
+        teacher: short for ``teacher.name``; a Teacher object is used as it is.
         settings: dotted keys laid over the configuration, such as ``{"learner.learning_rate": 1e-4}``.
         resume: a run folder to continue, in place of all of the above (but a Teacher object is given again).
         display: where progress goes.

@@ -245,4 +245,4 @@ def test_no_64_kb_text_makes_a_parser_hang(name: str) -> None:
     for text in [*repeated, *runs]:
         begin = time.process_time()
         format_.extract(f"{end}{text}{end}", TOOLS)
-        assert time.process_time() - begin < 1.0, (name, text[:20])
+        assert time.process_time() - begin < 10.0, (name, text[:20])  # linear: 1 s at most; quadratic: minutes

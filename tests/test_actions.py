@@ -164,7 +164,7 @@ def test_degenerate_repetition_is_read_in_no_time(name: str, text: str) -> None:
     begin = time.monotonic()
     with pytest.raises(InvalidCall):
         FORMATS[name].parse(text, TOOLS)
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 5  # quadratic: minutes
 
 
 def test_boxed_without_an_answer_or_a_final_tool() -> None:

@@ -262,7 +262,7 @@ HOSTILE = [
 def test_hostile_text_is_read_in_no_time(text: str) -> None:
     begin = time.monotonic()
     assert score(attempt(PRODUCT, say(text), call(text, text), reply(text))) <= 3
-    assert time.monotonic() - begin < 3.0
+    assert time.monotonic() - begin < 15  # quadratic: minutes
 
 
 @pytest.mark.skipif(not SOLUTIONS.is_file(), reason="needs ../shared/data/critic, labelled solutions of GSM8K")

@@ -82,7 +82,7 @@ def test_long_hostile_text_takes_no_time(piece: str) -> None:
     text = piece * (60_000 // len(piece)) + piece[0] + " " * 60_000
     begin = time.monotonic()
     assert escape_markers(text) == text
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 5  # quadratic: minutes
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_long_hostile_text_takes_no_time(piece: str) -> None:
 def test_a_long_run_of_blanks_takes_no_time(text: str) -> None:
     begin = time.monotonic()
     assert html.unescape(escape_markers(text)) == text
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 5  # quadratic: minutes
 
 
 NEAR_MISSES = ["< / answer >", "<ANSWER>", "< think>", "score : 9", "Score:9", "<| im_start |>", "< s>", "<s >"]

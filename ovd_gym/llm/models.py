@@ -9,7 +9,7 @@ A name is one of
 * one of :data:`ALIASES`;
 * an id on the Hugging Face hub, such as ``Qwen/Qwen2.5-0.5B-Instruct``.
 
-No code that comes with a model is ever run.
+No code that comes with a model is ever run, and weights are read from safetensors only: a pickle is code.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def load_model(
 
     def load() -> tuple[PreTrainedModel, dict[str, Any]]:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            source, dtype=dtype, output_loading_info=True, trust_remote_code=False, use_safetensors=True
         )
         return loaded[0], loaded[1]
 
