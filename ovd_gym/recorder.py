@@ -4,10 +4,12 @@
 
     RUN/config.yaml            the whole configuration, defaults included
         versions.json          of Python and the libraries the numbers depend on
+        tokenizer/             the student's: what the token ids of the trajectories stand for
         metrics.jsonl          one line a training step
         evaluations.jsonl      one line an evaluation
         trajectories/          step-00003.jsonl, eval-00003.jsonl: every episode, token by token
         critiques/             the same names: every score
+        credits/               step-00003.jsonl: what the update made of them, an advantage for every step
         canaries/              step-00003.json: what the teacher made of its canary set
         tensorboard/           the metrics again
         checkpoints/step-00003 weights, optimiser state and position; written whole or not at all
@@ -32,8 +34,10 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
+from transformers import PreTrainedTokenizerBase
 
 from ovd_gym.config import TrainConfig, load_config
+from ovd_gym.credit import Credit
 from ovd_gym.errors import ConfigError, DataError, TrainingStopped
 from ovd_gym.learner import Learner
 from ovd_gym.records import Critique, Record, Trajectory, load_jsonl, save_jsonl
@@ -41,6 +45,7 @@ from ovd_gym.records import Critique, Record, Trajectory, load_jsonl, save_jsonl
 __all__ = ["Kind", "Recorder", "load_checkpoint", "save_checkpoint"]
 
 Kind = Literal["step", "eval"]
+_EPISODES = ("trajectories", "critiques", "credits")
 _STATE = "state.json"
 
 
@@ -63,12 +68,13 @@ class Recorder:
         return path
 
     @classmethod
-    def create(cls, path: Path, config: TrainConfig) -> Recorder:
+    def create(cls, path: Path, config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Recorder:
         """A new run folder, made whole or not at all."""
         staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=_made(path.parent)))
         staged.chmod(0o755)
-        for name in ("trajectories", "critiques", "checkpoints"):
+        for name in (*_EPISODES, "checkpoints"):
             (staged / name).mkdir()
+        tokenizer.save_pretrained(staged / "tokenizer")
         (staged / "versions.json").write_text(json.dumps(_versions(), indent=2) + "\n", encoding="utf-8")
         tree = config.model_dump(mode="json")
         (staged / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -94,7 +100,7 @@ class Recorder:
             rows = [row for row in _rows(self.path / name) if row["step"] <= step]
             _write_atomically(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
         kept = {f"eval-{row['step']:05d}" for row in self.evaluations()} | {f"step-{i:05d}" for i in range(1, step + 1)}
-        for folder in ("trajectories", "critiques"):
+        for folder in _EPISODES:
             for file in (self.path / folder).glob("*.jsonl"):
                 if file.stem not in kept:
                     file.unlink()
@@ -112,14 +118,19 @@ class Recorder:
         return _rows(self.path / "evaluations.jsonl")
 
     def record(
-        self, kind: Kind, row: Mapping[str, Any], trajectories: Sequence[Trajectory], critiques: Sequence[Critique]
+        self,
+        kind: Kind,
+        row: Mapping[str, Any],
+        trajectories: Sequence[Trajectory],
+        critiques: Sequence[Critique],
+        credits: Sequence[Credit] = (),
     ) -> None:
         """Write one training step or evaluation; ``row`` holds its ``step`` and numbers.
 
         The row is written last: a step that has one is complete.
         """
         with _writing(self.path):
-            for folder, records in (("trajectories", trajectories), ("critiques", critiques)):
+            for folder, records in zip(_EPISODES, (trajectories, critiques, credits), strict=True):
                 file = self._episodes(folder, kind, row["step"])
                 file.unlink(missing_ok=True)
                 save_jsonl(file, records)

@@ -31,6 +31,7 @@ from ovd_gym.report.card import model_card
 from ovd_gym.report.run import write_report
 from ovd_gym.teachers.base import Teacher
 from ovd_gym.teachers.canaries import probe
+from ovd_gym.usage import peak_memory_gib
 
 __all__ = ["RunResult", "demonstrations", "train"]
 
@@ -90,7 +91,7 @@ def train(
         checked = load_config(tree or {}, laid)
         path = Recorder.free(Path(checked.run_dir or time.strftime("runs/%Y%m%d-%H%M%S")))
         parts = build(checked, custom)
-        recorder = Recorder.create(path, checked)
+        recorder = Recorder.create(path, checked, parts.tokenizer)
     try:
         return _loop(recorder, parts, display or Display(recorder.config.steps))
     finally:
@@ -143,13 +144,15 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
                 rolled = time.monotonic() - began
                 display.phase("update")
                 row = found.row
-                row |= _update(parts, found, config, done)
+                trained, credits = _update(parts, found, config, done)
+                row |= trained
                 done += 1
                 sampled = sum(t.num_sampled for t in found.played)
                 # The mean of -logprob over sampled tokens is an unbiased estimate of the entropy they were drawn with.
                 row |= {"entropy": sum(-sum(t.logprobs) for t in found.played) / max(1, sampled)}
                 row |= {"tokens_per_s": sampled / rolled, "step": done, "seconds": time.monotonic() - began}
-                recorder.record("step", row, [*found.played, *found.demonstrations], found.critiques)
+                row |= {"peak_memory_gib": peak_memory_gib(learner.decoder.device)}
+                recorder.record("step", row, [*found.played, *found.demonstrations], found.critiques, credits)
                 display.step(row)
                 for kind, warning in warnings_of(row).items():
                     if kind not in warned:
@@ -168,15 +171,20 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
     return RunResult(recorder.path, done, recorder.evaluations(), write_report(recorder))
 
 
-def _update(parts: Parts, found: Experience, config: TrainConfig, step: int) -> dict[str, Any]:
-    """One update of the arm's kind; none, if resampling left no group to compare."""
+def _update(parts: Parts, found: Experience, config: TrainConfig, step: int) -> tuple[dict[str, Any], list[Credit]]:
+    """One update of the arm's kind, and the credits it followed, in arms that assign some.
+
+    There is no update if resampling left no group to compare.
+    """
     if config.credit.arm == "imitation":
-        return dict(parts.learner.imitate(demonstrations(found.learned), step))
+        return dict(parts.learner.imitate(demonstrations(found.learned), step)), []
     if parts.distiller is not None and config.distillation is not None:
         batch = pack(found.learned, _evenly(found.learned))
-        return dict(parts.learner.distill(batch, step, parts.distiller, config.distillation))
+        return dict(parts.learner.distill(batch, step, parts.distiller, config.distillation)), []
     credits = assign_credit(found.learned, found.critiques, config.credit)
-    return dict(parts.learner.update(pack(found.learned, credits), step)) if credits else {"trained_tokens": 0.0}
+    if not credits:
+        return {"trained_tokens": 0.0}, []
+    return dict(parts.learner.update(pack(found.learned, credits), step)), credits
 
 
 def _evenly(trajectories: Sequence[Trajectory]) -> list[Credit]:

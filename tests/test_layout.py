@@ -25,7 +25,7 @@ LAYERS = (
     {"build", "evaluate", "explain"},
     {"demonstration", "rollout", "values", "learner", "recorder", "wrappers", "registry", "report", "progress"},
     {"batch", "forward", "losses", "value_head", "credit", "selection", "health", "config"},
-    {"llm", "actions", "sanitize", "statistics", "arithmetic"},
+    {"llm", "actions", "sanitize", "statistics", "arithmetic", "usage"},
     {"plugins"},
     {"records", "errors"},
 )
@@ -51,7 +51,18 @@ PLUGIN_IMPORTS = {
 }
 """What each plug-in folder sees of the core, besides itself. The three never import each other."""
 
-TORCH = ("batch", "forward", "losses", "value_head", "learner", "explain", "recorder", "llm.*", "agents.student*")
+TORCH = (
+    "batch",
+    "forward",
+    "losses",
+    "value_head",
+    "learner",
+    "explain",
+    "recorder",
+    "usage",
+    "llm.*",
+    "agents.student*",
+)
 """Modules that import torch when they are imported; all others stay usable without it."""
 TORCH_INSIDE_FUNCTIONS = ("training", "evaluate", "experience")
 

@@ -18,10 +18,11 @@ import torch
 import yaml
 from rich.console import Console
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ovd_gym import recorder, records
 from ovd_gym.config import load_config
+from ovd_gym.credit import Credit, assign_credit
 from ovd_gym.envs.math_qa import MathEnv
 from ovd_gym.errors import ConfigError, DataError, OvdGymError, TrainingStopped
 from ovd_gym.experience import task_batch
@@ -80,7 +81,8 @@ def run(model: Path, run_dir: Path, teacher: Teacher | None = None, **more: Any)
 
 def numbers(path: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_s")} for row in rows]
+    measured = ("seconds", "tokens_per_s", "peak_memory_gib")
+    return [{k: v for k, v in row.items() if k not in measured} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
 def same_run(a: Path, b: Path) -> None:
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         assert numbers(a / name) == numbers(b / name)
-    for folder in ("trajectories", "critiques"):
+    for folder in ("trajectories", "critiques", "credits"):
         assert sorted(f.name for f in (a / folder).iterdir()) == sorted(f.name for f in (b / folder).iterdir())
         assert all((a / folder / f.name).read_text() == f.read_text() for f in (b / folder).iterdir())
     last = "checkpoints/step-00004"
@@ -112,6 +114,12 @@ def test_the_run_folder_holds_everything(finished: RunResult) -> None:
     trajectories = list(load_jsonl(finished.path / "trajectories" / "step-00003.jsonl", Trajectory))
     critiques = list(load_jsonl(finished.path / "critiques" / "step-00003.jsonl", Critique))
     assert [t.id for t in trajectories] == [c.trajectory_id for c in critiques]
+    credits = list(load_jsonl(finished.path / "credits" / "step-00003.jsonl", Credit))
+    assert credits == assign_credit(trajectories, critiques, load_config(finished.path / "config.yaml").credit)
+    tokenizer = AutoTokenizer.from_pretrained(finished.path / "tokenizer")
+    step = trajectories[0].steps[0]
+    assert step.text in tokenizer.decode(list(trajectories[0].token_ids[step.start : step.end]))
+    assert min(row["peak_memory_gib"] for row in recorder.Recorder.resume(finished.path).metrics()) > 0
     assert {t.policy_version for t in trajectories} == {2}
     assert Counter(t.group_id for t in trajectories) == {"step-00003/0": 3, "step-00003/1": 3}
     assert load_config(finished.path / "config.yaml").steps == 4
