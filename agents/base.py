@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ovd_gym.llm.base import Completion
+from ovd_gym.llm.base import TRAINING, Completion, Decoding
 from ovd_gym.records import Message
 
 __all__ = ["Agent", "Conversation", "Turn"]
@@ -22,26 +22,32 @@ class Turn:
 
 
 class Conversation(Protocol):
-    """A batch of conversations, one row per episode, in step with each other."""
+    """Conversations, one row per episode, each at its own pace. Used by one thread."""
 
-    def begin(self) -> dict[int, Turn]:
-        """Every row's first turn."""
+    def begin(self, openings: Mapping[int, Sequence[Message]]) -> None:
+        """These rows start from these messages; the agent is to speak. Rows are ``0 .. len(seeds) - 1``."""
 
-    def reply(self, observations: Mapping[int, str]) -> dict[int, Turn]:
-        """The next turn of each row in ``observations``; the others wait, or are over."""
+    def reply(self, observations: Mapping[int, str]) -> None:
+        """What these rows, whose turns have ended, are told; the agent is to speak again."""
+
+    def advance(self) -> dict[int, Turn]:
+        """Work a little; the turns that ended, maybe none. See :meth:`~ovd_gym.llm.base.Session.advance`."""
+
+    def end(self, rows: Iterable[int]) -> None:
+        """These rows are over: what they hold is freed, and a turn that has begun is given up."""
+
+    def close(self) -> None:
+        """All rows are over."""
 
 
 class Agent(Protocol):
     """Something that can hold conversations: the student, a scripted policy, a demonstrator."""
 
-    def open(
-        self, openings: Sequence[Sequence[Message]], seeds: Sequence[int], stop: Sequence[str], greedy: bool = False
-    ) -> Conversation:
-        """Conversations that start from ``openings``.
+    def open(self, seeds: Sequence[int], stop: Sequence[str], decoding: Decoding = TRAINING) -> Conversation:
+        """Conversations, none of which has begun.
 
         Args:
-            openings: one list of messages per row.
             seeds: one per row; a row's turns depend on its own seed alone.
             stop: a turn ends once its text contains one of these.
-            greedy: take the likeliest token instead of sampling.
+            decoding: how tokens are drawn.
         """

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ovd_gym.agents.base import Agent, Conversation, Turn
 from ovd_gym.agents.chat import Chat
-from ovd_gym.llm.base import Completion
+from ovd_gym.llm.base import TRAINING, Completion, Decoding
 from ovd_gym.records import Message
 
 __all__ = ["Retold"]
@@ -27,31 +27,40 @@ class Retold:
         self.teller = teller
         self.chat = chat
 
-    def open(
-        self, openings: Sequence[Sequence[Message]], seeds: Sequence[int], stop: Sequence[str], greedy: bool = False
-    ) -> Conversation:
+    def open(self, seeds: Sequence[int], stop: Sequence[str], decoding: Decoding = TRAINING) -> Conversation:
         """See :class:`~ovd_gym.agents.base.Agent`."""
-        prompts = [self.chat.prompt(messages, stop) for messages in openings]
-        return _Conversation(self.teller.open(openings, seeds, stop, greedy), self.chat, prompts, tuple(stop))
+        return _Conversation(self.teller.open(seeds, stop, decoding), self.chat, tuple(stop))
 
 
 class _Conversation:
-    def __init__(self, told: Conversation, chat: Chat, prompts: Sequence[Sequence[int]], stop: tuple[str, ...]) -> None:
+    def __init__(self, told: Conversation, chat: Chat, stop: tuple[str, ...]) -> None:
         self._told = told
         self._chat = chat
-        self._prompts = prompts
         self._stop = stop
+        self._fed: dict[int, Sequence[int]] = {}
+        """What the student would have read before the turns under way."""
         self._last: dict[int, Completion] = {}
 
-    def begin(self) -> dict[int, Turn]:
-        return {row: self._turn(row, self._prompts[row], turn) for row, turn in self._told.begin().items()}
+    def begin(self, openings: Mapping[int, Sequence[Message]]) -> None:
+        self._fed |= {row: self._chat.prompt(messages, self._stop) for row, messages in openings.items()}
+        self._told.begin(openings)
 
-    def reply(self, observations: Mapping[int, str]) -> dict[int, Turn]:
-        fed = {row: self._chat.observation(text, self._last[row]) for row, text in observations.items()}
-        return {row: self._turn(row, fed[row], turn) for row, turn in self._told.reply(observations).items()}
+    def reply(self, observations: Mapping[int, str]) -> None:
+        self._fed |= {row: self._chat.observation(text, self._last[row]) for row, text in observations.items()}
+        self._told.reply(observations)
 
-    def _turn(self, row: int, fed: Sequence[int], turn: Turn) -> Turn:
-        if not turn.completion.ids:
-            return Turn(tuple(fed), turn.completion)
-        self._last[row] = self._chat.spoken(turn.completion.text, self._stop)
-        return Turn(tuple(fed), self._last[row])
+    def advance(self) -> dict[int, Turn]:
+        return {row: self._turn(row, turn.completion) for row, turn in self._told.advance().items()}
+
+    def end(self, rows: Iterable[int]) -> None:
+        for row in (rows := list(rows)):
+            self._fed.pop(row, None)
+            self._last.pop(row, None)
+        self._told.end(rows)
+
+    def close(self) -> None:
+        self._told.close()
+
+    def _turn(self, row: int, told: Completion) -> Turn:
+        self._last[row] = self._chat.spoken(told.text, self._stop) if told.ids else told
+        return Turn(tuple(self._fed.pop(row)), self._last[row])

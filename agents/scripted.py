@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ovd_gym.agents.base import Conversation, Turn
-from ovd_gym.llm.base import Completion
+from ovd_gym.llm.base import TRAINING, Completion, Decoding
 from ovd_gym.records import Message
 
 if TYPE_CHECKING:
@@ -35,34 +35,44 @@ class ScriptedAgent:
         self.policy = policy
         self.chat = chat
 
-    def open(
-        self, openings: Sequence[Sequence[Message]], seeds: Sequence[int], stop: Sequence[str], greedy: bool = False
-    ) -> Conversation:
-        """See :class:`~ovd_gym.agents.base.Agent`; seeds and greediness change nothing here."""
-        return _Conversation(self.policy, self.chat or _Bytes(), openings, tuple(stop))
+    def open(self, seeds: Sequence[int], stop: Sequence[str], decoding: Decoding = TRAINING) -> Conversation:
+        """See :class:`~ovd_gym.agents.base.Agent`; seeds and decoding change nothing here."""
+        return _Conversation(self.policy, self.chat or _Bytes(), tuple(stop))
 
 
 class _Conversation:
-    def __init__(
-        self, policy: Policy, chat: Chat | _Bytes, openings: Sequence[Sequence[Message]], stop: tuple[str, ...]
-    ) -> None:
+    def __init__(self, policy: Policy, chat: Chat | _Bytes, stop: tuple[str, ...]) -> None:
         self._policy = policy
         self._chat = chat
         self._stop = stop
-        self._histories = [list(messages) for messages in openings]
+        self._fed: dict[int, Sequence[int]] = {}
+        """What the rows that are to speak were given to read."""
+        self._histories: dict[int, list[Message]] = {}
         self._last: dict[int, Completion] = {}
 
-    def begin(self) -> dict[int, Turn]:
-        prompts = [self._chat.prompt(messages, self._stop) for messages in self._histories]
-        return {row: self._turn(row, ids) for row, ids in enumerate(prompts)}
+    def begin(self, openings: Mapping[int, Sequence[Message]]) -> None:
+        for row, messages in openings.items():
+            self._histories[row] = list(messages)
+            self._fed[row] = self._chat.prompt(messages, self._stop)
 
-    def reply(self, observations: Mapping[int, str]) -> dict[int, Turn]:
+    def reply(self, observations: Mapping[int, str]) -> None:
         for row, text in observations.items():
             self._histories[row].append(Message(role="tool", content=text))
-        fed = {row: self._chat.observation(text, self._last[row]) for row, text in observations.items()}
+            self._fed[row] = self._chat.observation(text, self._last[row])
+
+    def advance(self) -> dict[int, Turn]:
+        fed, self._fed = self._fed, {}
         return {row: self._turn(row, ids) for row, ids in fed.items()}
 
-    def _turn(self, row: int, fed: list[int]) -> Turn:
+    def end(self, rows: Iterable[int]) -> None:
+        for row in rows:
+            for held in (self._fed, self._histories, self._last):
+                held.pop(row, None)
+
+    def close(self) -> None:
+        self.end(list(self._histories))
+
+    def _turn(self, row: int, fed: Sequence[int]) -> Turn:
         text = self._policy(self._histories[row])
         self._histories[row].append(Message(role="assistant", content=text))
         self._last[row] = self._chat.spoken(text, self._stop)

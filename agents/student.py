@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,7 +11,7 @@ from ovd_gym.agents.base import Conversation, Turn
 from ovd_gym.agents.chat import Chat, PlainChat, TemplateChat
 from ovd_gym.config import PlainTemplate
 from ovd_gym.errors import ConfigError, unknown
-from ovd_gym.llm.base import Completion, LanguageModel, Sampling, Session
+from ovd_gym.llm.base import TRAINING, Completion, Decoding, LanguageModel, Sampling, Session
 from ovd_gym.records import Message
 
 __all__ = ["Student", "make_chat"]
@@ -33,34 +33,44 @@ class Student:
         self.chat = chat
         self.max_turn_tokens = max_turn_tokens
 
-    def open(
-        self, openings: Sequence[Sequence[Message]], seeds: Sequence[int], stop: Sequence[str], greedy: bool = False
-    ) -> Conversation:
+    def open(self, seeds: Sequence[int], stop: Sequence[str], decoding: Decoding = TRAINING) -> Conversation:
         """See :class:`~ovd_gym.agents.base.Agent`."""
-        sampling = Sampling(self.max_turn_tokens, greedy, tuple(stop), self.chat.stop_ids)
-        prompts = [tuple(self.chat.prompt(messages, stop)) for messages in openings]
-        return _Conversation(self.chat, self.lm.open(seeds, sampling), prompts)
+        sampling = Sampling(self.max_turn_tokens, decoding, tuple(stop), self.chat.stop_ids)
+        return _Conversation(self.chat, self.lm.open(seeds, sampling), stop)
 
 
 class _Conversation:
-    def __init__(self, chat: Chat, session: Session, prompts: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, chat: Chat, session: Session, stop: Sequence[str]) -> None:
         self._chat = chat
         self._session = session
-        self._prompts = prompts
+        self._stop = stop
+        self._fed: dict[int, tuple[int, ...]] = {}
+        """What the turns under way were given to read."""
         self._last: dict[int, Completion] = {}
 
-    def begin(self) -> dict[int, Turn]:
-        return self._turns(dict(enumerate(self._prompts)))
+    def begin(self, openings: Mapping[int, Sequence[Message]]) -> None:
+        self._submit({row: self._chat.prompt(messages, self._stop) for row, messages in openings.items()})
 
-    def reply(self, observations: Mapping[int, str]) -> dict[int, Turn]:
-        return self._turns(
-            {row: tuple(self._chat.observation(text, self._last[row])) for row, text in observations.items()}
-        )
+    def reply(self, observations: Mapping[int, str]) -> None:
+        self._submit({row: self._chat.observation(text, self._last.pop(row)) for row, text in observations.items()})
 
-    def _turns(self, feeds: Mapping[int, tuple[int, ...]]) -> dict[int, Turn]:
-        completions = self._session.generate(feeds)
+    def advance(self) -> dict[int, Turn]:
+        completions = self._session.advance()
         self._last |= completions
-        return {row: Turn(feeds[row], completion) for row, completion in completions.items()}
+        return {row: Turn(self._fed.pop(row), completion) for row, completion in completions.items()}
+
+    def end(self, rows: Iterable[int]) -> None:
+        for row in (rows := list(rows)):
+            self._fed.pop(row, None)
+            self._last.pop(row, None)
+        self._session.end(rows)
+
+    def close(self) -> None:
+        self._session.close()
+
+    def _submit(self, feeds: Mapping[int, Sequence[int]]) -> None:
+        self._fed |= {row: tuple(ids) for row, ids in feeds.items()}
+        self._session.submit(feeds)
 
 
 def make_chat(tokenizer: PreTrainedTokenizerBase, kind: str, template: PlainTemplate | None = None) -> Chat:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import JsonValue
 from rich.console import Console
@@ -28,6 +28,7 @@ from ovd_gym.envs.web_search.base import Hit, SearchBackend
 from ovd_gym.envs.web_search.env import SearchEnv
 from ovd_gym.rollout import Schedule, rollout
 
+SCHEDULES: tuple[Literal["lock-step", "free-running"], ...] = ("lock-step", "free-running")
 SLACK_S = 2.0
 """What a run may take beyond the deadlines and the healthy run: the machine has other things to do."""
 
@@ -69,11 +70,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     chosen = parser.parse_args()
     world = SearchEnv(task_options={"count": chosen.concurrent})
-    play(world, (), chosen.deadline, Schedule(1.0, chosen.threads))  # the first run pays for writing the pages
+    play(world, (), chosen.deadline, Schedule(tool_threads=chosen.threads))  # the first run pays for writing the pages
     rows = [
         {"schedule": name, **row}
-        for name, share in (("lock-step", 1.0), ("free-running", 0.0))
-        for row in measure(world, chosen.deadline, Schedule(share, chosen.threads))
+        for name in SCHEDULES
+        for row in measure(world, chosen.deadline, Schedule(schedule=name, tool_threads=chosen.threads))
     ]
     show(rows, chosen.deadline)
     if chosen.json:

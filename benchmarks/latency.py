@@ -73,13 +73,16 @@ def main() -> None:
     agent = ScriptedAgent(policy)
 
     def lock_step(tasks: Sequence[Task], envs: Sequence[ToolEnv]) -> list[Trajectory]:
-        size, schedule = chosen.concurrent, Schedule(1.0, tool_threads=chosen.concurrent)
+        size, schedule = chosen.concurrent, Schedule(tool_threads=chosen.concurrent)
         starts = range(0, len(tasks), size)
         played = [rollout(tasks[i : i + size], envs[i : i + size], agent, schedule=schedule) for i in starts]
         return [trajectory for batch in played for trajectory in batch]
 
     def free(tasks: Sequence[Task], envs: Sequence[ToolEnv]) -> list[Trajectory]:
-        return rollout(tasks, envs, agent, schedule=Schedule(0.0, tool_threads=chosen.concurrent))
+        free_running = Schedule(
+            schedule="free-running", max_rows=len(envs), tool_threads=chosen.concurrent, tool_timeout_s=None
+        )
+        return rollout(tasks, envs, agent, schedule=free_running)
 
     results = {
         name: play(chosen.episodes, chosen.turns, run) for name, run in (("lock-step", lock_step), ("free", free))

@@ -45,11 +45,11 @@ class Parts:
     """The teacher model of arm ``token-opd``."""
     tokenizer: PreTrainedTokenizerBase
     envs: Sequence[Env]
-    """``tasks_per_step * group_size`` instances."""
+    """One per episode of a step, and at most ``rollout.max_rows``."""
     tasks: Sequence[Task]
     """To train on; none of them asks a held-out question."""
     held_out_envs: Sequence[Env]
-    """One per held-out task; empty without an evaluation section."""
+    """One per held-out task, and at most ``rollout.max_rows``; empty without an evaluation section."""
     held_out_tasks: Sequence[Task]
 
     def export(self, path: Path, card: str) -> None:
@@ -80,7 +80,8 @@ def build(config: TrainConfig, teacher: Teacher | None = None) -> Parts:
 
     Raises :class:`ConfigError` for an unknown environment, model or teacher and for options they do not take.
     """
-    envs = make_envs(config.env, config.rollout.tasks_per_step * config.rollout.group_size)
+    episodes = config.rollout.tasks_per_step * config.rollout.group_size
+    envs = make_envs(config.env, min(episodes, config.rollout.max_rows))
     held_out_envs, held_out_tasks = _held_out(config)
     tasks = _apart(_tool_env(envs[0]).tasks, held_out_tasks)
     if teacher is None and config.teacher is not None:
@@ -196,7 +197,7 @@ def _held_out(config: TrainConfig) -> tuple[Sequence[Env], Sequence[Task]]:
     if config.evaluation is None:
         return (), ()
     count = config.evaluation.episodes
-    envs = make_envs(config.env, count, config.evaluation.options)
+    envs = make_envs(config.env, min(count, config.rollout.max_rows), config.evaluation.options)
     available = _tool_env(envs[0]).tasks
     if len(available) < count:
         raise ConfigError(f"evaluation.episodes is {count}, but there are only {len(available)} held-out tasks")

@@ -16,6 +16,7 @@ from ovd_gym.credit import FROM_SCORES, CreditConfig
 from ovd_gym.errors import ConfigError, unknown
 from ovd_gym.health import HealthConfig
 from ovd_gym.records import Record
+from ovd_gym.schedule import Schedule
 from ovd_gym.selection import SelectionConfig
 
 __all__ = [
@@ -146,8 +147,8 @@ class DistillationConfig(Record):
         return self
 
 
-class RolloutConfig(Record):
-    """How much is sampled per step."""
+class RolloutConfig(Schedule):
+    """How much is sampled per step, and how (the keys of :class:`~ovd_gym.schedule.Schedule`)."""
 
     tasks_per_step: Annotated[int, Field(ge=1)] = 8
     group_size: Annotated[int, Field(ge=1)] = 8

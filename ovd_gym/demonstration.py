@@ -16,7 +16,7 @@ from typing import Literal
 
 from ovd_gym.agents.base import Agent
 from ovd_gym.records import Critique, Trajectory
-from ovd_gym.rollout import Env, Prefix, episode_seed, rollout
+from ovd_gym.rollout import LOCK_STEP, Env, Prefix, Schedule, episode_seed, rollout
 from ovd_gym.selection import SelectionConfig, cut, rejected, to_replace
 
 __all__ = ["Selection", "select"]
@@ -45,6 +45,7 @@ def select(
     demonstrator: Agent,
     seed: Sequence[int],
     step: int,
+    schedule: Schedule = LOCK_STEP,
     on_turn: Callable[[int, int], None] = lambda done, tokens: None,
 ) -> Selection:
     """Filter the groups of one training step and have the demonstrator fill the gaps.
@@ -52,7 +53,7 @@ def select(
     Args:
         trajectories: as :func:`~ovd_gym.rollout.rollout` returned them.
         critiques: aligned with them.
-        envs: aligned with them: each episode's own environment.
+        envs: instances of the environment that they were played in.
         demonstrator: speaks in the student's tokens.
         seed: what the rollout of ``trajectories`` was given.
         step: training step, from 0, for annealing.
@@ -69,12 +70,13 @@ def select(
         prefixes = [Prefix(*parts) for parts in zip(originals, starts, seeds, strict=True)]
         demonstrated = rollout(
             [t.task for t in originals],
-            [envs[i] for i in chosen],
+            envs,
             demonstrator,
             seed=(*seed, 1),
             policy_version=originals[0].policy_version,
             source="teacher",
             prefixes=prefixes if arm == "ovd-prefix" else None,
+            schedule=schedule,
             on_turn=on_turn,
         )
         played = [

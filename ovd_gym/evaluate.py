@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ovd_gym.agents.base import Agent
+from ovd_gym.llm.base import GREEDY
 from ovd_gym.records import Critique, Task, Trajectory
-from ovd_gym.rollout import Env, rollout
+from ovd_gym.rollout import LOCK_STEP, Env, Schedule, rollout
 from ovd_gym.statistics import auroc, wilson_interval
 from ovd_gym.teachers.base import Teacher
 
@@ -34,13 +35,15 @@ def evaluate(
     teacher: Teacher | None = None,
     step: int = 0,
     seed: Sequence[int] = (0,),
+    schedule: Schedule = LOCK_STEP,
     on_turn: Callable[[int, int], None] = lambda done, tokens: None,
 ) -> Evaluation:
     """Ask every task once, greedily. An episode is right when its reward is 1; failed ones are left out and counted."""
     label = f"eval-{step:05d}"
     trajectories = rollout(
-        tasks, envs, agent, seed=seed, label=label, policy_version=step, greedy=True, on_turn=on_turn
-    )
+        tasks, envs, agent, seed=seed, label=label, policy_version=step, decoding=GREEDY, schedule=schedule,
+        on_turn=on_turn,
+    )  # fmt: skip
     critiques = teacher.critique(trajectories) if teacher else []
     graded = [t for t in trajectories if t.reward is not None]
     right = sum(t.reward == 1.0 for t in graded)

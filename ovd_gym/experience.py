@@ -86,16 +86,16 @@ def _attempt(
 ) -> tuple[Experience, dict[str, float | None]]:
     imitates = parts.demonstrator is not None and config.credit.arm == "imitation"
     seed = (config.seed, 1, step, attempt) if attempt else (config.seed, 1, step)
-    envs = parts.envs[: len(tasks) * config.rollout.group_size]
     played = rollout(
         tasks,
-        envs,
+        parts.envs,
         parts.demonstrator if imitates and parts.demonstrator else parts.student,
         group_size=config.rollout.group_size,
         seed=seed,
         label=f"step-{step + 1:05d}" + (f"-{attempt}" if attempt else ""),
         policy_version=step,
         source="teacher" if imitates else "student",
+        schedule=config.rollout,
         on_turn=on_turn,
     )
     critiques = parts.teacher.critique(played) if parts.teacher else []
@@ -104,8 +104,8 @@ def _attempt(
         return result, {}
     assert parts.demonstrator is not None
     selection = select(
-        played, critiques, config.selection, arm=config.credit.arm, envs=envs, demonstrator=parts.demonstrator,
-        seed=seed, step=step, on_turn=on_turn,
+        played, critiques, config.selection, arm=config.credit.arm, envs=parts.envs,
+        demonstrator=parts.demonstrator, seed=seed, step=step, schedule=config.rollout, on_turn=on_turn,
     )  # fmt: skip
     result.learned, result.demonstrations = selection.trajectories, selection.demonstrations
     return result, selection.metrics

@@ -141,6 +141,10 @@ class Trajectory(Record):
     """Which budget ran out, or what broke."""
     policy_version: Annotated[int, Field(ge=0)] = 0
     """Number of learner updates the sampling weights had seen."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """What the tokens were drawn at, 0 for the likeliest; the log-probabilities are those at 1 all the same."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The probability mass they were drawn from."""
 
     @property
     def mask(self) -> tuple[bool, ...]:

@@ -223,7 +223,7 @@ def _canaries(recorder: Recorder, parts: Parts, step: int, display: Display) -> 
 def _hold_out(recorder: Recorder, parts: Parts, step: int, display: Display, on_turn: Any) -> None:
     result = evaluate(
         parts.held_out_tasks, parts.held_out_envs, parts.student, teacher=parts.teacher, step=step,
-        seed=(recorder.config.seed, 2, step), on_turn=on_turn,
+        seed=(recorder.config.seed, 2, step), schedule=recorder.config.rollout, on_turn=on_turn,
     )  # fmt: skip
     row = result.row | _canaries(recorder, parts, step, display)
     recorder.record("eval", row, result.trajectories, result.critiques)

@@ -89,7 +89,7 @@ def step_values(
 
 def _play_on(prefixes: Sequence[Prefix], envs: Sequence[Env], agent: Agent, seed: Sequence[int]) -> list[Trajectory]:
     tasks = [prefix.trajectory.task for prefix in prefixes]
-    return rollout(tasks, envs[: len(tasks)], agent, seed=seed, label="values", prefixes=prefixes)
+    return rollout(tasks, envs, agent, seed=seed, label="values", prefixes=prefixes)
 
 
 def _ends_of_turns(trajectory: Trajectory) -> list[int]:

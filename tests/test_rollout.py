@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ovd_gym.agents.base import Turn
+from ovd_gym.agents.base import Conversation, Turn
 from ovd_gym.agents.chat import TemplateChat
 from ovd_gym.agents.scripted import ScriptedAgent
 from ovd_gym.agents.student import Student, make_chat
@@ -21,13 +21,14 @@ from ovd_gym.config import LearnerConfig
 from ovd_gym.credit import CreditConfig, assign_credit
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.envs.math_qa import MathEnv
-from ovd_gym.errors import ConfigError, InfrastructureError
+from ovd_gym.errors import InfrastructureError
 from ovd_gym.learner import Learner
-from ovd_gym.llm.base import Sampling
+from ovd_gym.llm.base import GREEDY, Sampling
 from ovd_gym.llm.decoder import Decoder
-from ovd_gym.llm.transformers_lm import TransformersLM, common_prefix, sample_tokens
+from ovd_gym.llm.shelf import common_prefix
+from ovd_gym.llm.transformers_lm import TransformersLM, sample_tokens
 from ovd_gym.records import Message, Task, Trajectory
-from ovd_gym.rollout import Schedule, episode_seed, rollout, step_spans
+from ovd_gym.rollout import FREE_RUNNING, Schedule, episode_seed, rollout, step_spans
 from ovd_gym.teachers.registry import make_teacher
 
 Adders = Callable[[int], list[ToolEnv]]
@@ -40,21 +41,27 @@ class Tapped:
         self.agent = agent
         self.turns: dict[int, list[Turn]] = {}
 
-    def open(self, *args: Any, **kwargs: Any) -> Tapped:
+    def open(self, *args: Any, **kwargs: Any) -> Conversation:
         self.turns = {}
-        self.conversation = self.agent.open(*args, **kwargs)
-        return self
+        conversation: Conversation = self.agent.open(*args, **kwargs)
+        advance = conversation.advance
 
-    def begin(self) -> dict[int, Turn]:
-        return self._note(self.conversation.begin())
+        def noted() -> dict[int, Turn]:
+            turns = advance()
+            for row, turn in turns.items():
+                self.turns.setdefault(row, []).append(turn)
+            return turns
 
-    def reply(self, observations: Mapping[int, str]) -> dict[int, Turn]:
-        return self._note(self.conversation.reply(observations))
+        conversation.advance = noted  # type: ignore[method-assign]
+        return conversation
 
-    def _note(self, turns: dict[int, Turn]) -> dict[int, Turn]:
-        for row, turn in turns.items():
-            self.turns.setdefault(row, []).append(turn)
-        return turns
+
+def heard(conversation: Conversation, rows: int) -> dict[int, Turn]:
+    """The turns of ``rows`` rows, once they have all ended."""
+    turns: dict[int, Turn] = {}
+    while len(turns) < rows:
+        turns |= conversation.advance()
+    return turns
 
 
 def adding(messages: Sequence[Message]) -> str:
@@ -132,8 +139,10 @@ def test_sampled_episodes_are_exact_and_the_learner_agrees(
 def test_a_row_depends_on_its_own_seed_alone(tiny: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     agent = student(tiny, tokenizer)
     openings = [[Message(role="user", content=text)] for text in ("one", "two, longer", "one")]
-    together = agent.open(openings, [5, 6, 7], ()).begin()
-    alone = agent.open(openings[1:2], [6], ()).begin()
+    both = agent.open([5, 6, 7], ()), agent.open([6], ())
+    for conversation, texts in zip(both, (openings, openings[1:2]), strict=True):
+        conversation.begin(dict(enumerate(texts)))
+    together, alone = heard(both[0], 3), heard(both[1], 1)
     assert alone[0].completion.ids == together[1].completion.ids
     assert together[0].completion.ids != together[2].completion.ids  # same prompt, other seed
 
@@ -142,10 +151,13 @@ def test_a_row_depends_on_its_own_seed_alone(tiny: LlamaForCausalLM, tokenizer: 
 def test_turns_after_some_rows_have_left(tiny: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     agent = student(tiny, tokenizer)
     openings = [[Message(role="user", content="hello " * n)] for n in (1, 3, 2)]
-    conversation = agent.open(openings, [1, 2, 3], ())
-    first = conversation.begin()
-    second = conversation.reply({0: "x", 2: "a longer observation"})
-    third = conversation.reply({2: "y"})
+    conversation = agent.open([1, 2, 3], ())
+    conversation.begin(dict(enumerate(openings)))
+    first = heard(conversation, 3)
+    conversation.reply({0: "x", 2: "a longer observation"})
+    second = heard(conversation, 2)
+    conversation.reply({2: "y"})
+    third = heard(conversation, 1)
     ids = [*first[2].fed, *first[2].completion.ids]
     for turn in (second[2], third[2]):
         ids += turn.fed
@@ -153,8 +165,8 @@ def test_turns_after_some_rows_have_left(tiny: LlamaForCausalLM, tokenizer: PreT
         for k, (token, logprob) in enumerate(zip(turn.completion.ids, turn.completion.logprobs, strict=True)):
             assert float(logprobs[len(ids) + k - 1, token]) == pytest.approx(logprob, abs=1e-4)
         ids += turn.completion.ids
-    late = conversation.reply({0: "after two rounds"})[0]  # a row may wait
-    assert late.completion.ids
+    conversation.reply({0: "after two rounds"})  # a row may wait
+    assert heard(conversation, 1)[0].completion.ids
 
 
 def test_sampling_follows_the_distribution() -> None:
@@ -164,7 +176,7 @@ def test_sampling_follows_the_distribution() -> None:
     shares = torch.bincount(tokens, minlength=4) / 20_000
     assert shares.tolist() == pytest.approx([0.1, 0.6, 0.0, 0.3], abs=1e-3)
     assert torch.allclose(logprobs.exp(), torch.tensor([0.1, 0.6, 0.0, 0.3])[tokens], atol=1e-6)
-    assert set(sample_tokens(logits, uniforms, greedy=True)[0].tolist()) == {1}
+    assert set(sample_tokens(logits, uniforms, GREEDY)[0].tolist()) == {1}
 
 
 def test_running_out_of_context_is_a_truncation(
@@ -220,34 +232,36 @@ def test_nobody_waits_for_a_slow_tool(adders: Adders) -> None:
         if finished == 5:
             others_are_over.set()
 
-    trajectories = rollout(
-        envs[0].tasks[:6], envs, ScriptedAgent(adding), schedule=Schedule(ready_share=0.0), on_turn=watch
-    )
+    trajectories = rollout(envs[0].tasks[:6], envs, ScriptedAgent(adding), schedule=FREE_RUNNING, on_turn=watch)
     assert [step.observation for step in trajectories[0].steps] == ["True", "True"]
     assert [t.reward for t in trajectories] == [0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "schedule", [FREE_RUNNING, Schedule(max_rows=2), Schedule(schedule="free-running", max_rows=4)]
+)
 def test_the_schedule_changes_no_episode(
-    tiny: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, adders: Adders, share: float
+    tiny: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, adders: Adders, schedule: Schedule
 ) -> None:
     agent = student(tiny, tokenizer)
     envs = adders(6)
-    free = rollout(envs[0].tasks[:6], envs, agent, schedule=Schedule(ready_share=share))
+    free = rollout(envs[0].tasks[:6], envs, agent, schedule=schedule)
     step = rollout(envs[0].tasks[:6], envs, agent)
     assert [t.token_ids for t in free] == [t.token_ids for t in step]
     assert all(a.logprobs == pytest.approx(b.logprobs, abs=1e-4) for a, b in zip(free, step, strict=True))
 
 
-def test_an_error_in_an_environment_ends_the_rollout(adders: Adders) -> None:
+def test_a_bug_in_a_world_fails_its_episode_alone(adders: Adders) -> None:
     class Broken(type(adders(1)[0])):  # type: ignore[misc]
         def grade(self, task: Any, answer: str) -> float:
             raise KeyError("a bug in the world")
 
-    with pytest.raises(KeyError, match="a bug in the world"):
-        rollout(adders(1)[0].tasks[:1], [Broken(adders(1)[0].tasks, action_format="line")], ScriptedAgent(adding))
-    with pytest.raises(ConfigError, match="ready_share"):
-        Schedule(ready_share=2.0)
+    envs: list[ToolEnv] = [Broken(adders(1)[0].tasks, action_format="line"), *adders(1)]
+    broken, sound = rollout(envs[0].tasks[:2], envs, ScriptedAgent(adding))
+    assert (broken.status, broken.reward) == ("failed", None)
+    assert broken.reason == "the environment raised KeyError: 'a bug in the world'"
+    assert [step.text for step in broken.steps] == ["add: 0 1", "answer: 1"]
+    assert sound.reward == 1.0
 
 
 def test_wrapped_environments_count(adders: Adders) -> None:
@@ -301,9 +315,21 @@ def test_seeds_and_prefixes() -> None:
     assert common_prefix([(1,)]) == 1
 
 
-def test_first_call_needs_every_row(tiny: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    session = TransformersLM(Decoder(tiny), tokenizer).open([1, 2], Sampling(4))
-    with pytest.raises(ValueError, match="all 2 rows"):
-        session.generate({0: [1]})
+def test_rows_come_and_go(tiny: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    session = TransformersLM(Decoder(tiny), tokenizer).open([1, 2, 3], Sampling(4))
     with pytest.raises(ValueError, match="at least one token"):
-        session.generate({0: [1], 1: []})
+        session.submit({0: []})
+    with pytest.raises(ValueError, match="none of the 3"):
+        session.submit({3: [1]})
+    session.submit({1: [1, 2]})
+    with pytest.raises(ValueError, match="middle of a turn"):
+        session.submit({1: [1]})
+    assert session.advance() == {}
+    session.submit({0: [1, 2]})  # joins the turn of row 1 at its second token
+    session.end([1])
+    with pytest.raises(ValueError, match="has ended"):
+        session.submit({1: [1]})
+    ended = [session.advance() for _ in range(4)]
+    assert [list(completions) for completions in ended] == [[], [], [], [0]]
+    assert session.advance() == {}
+    session.close()

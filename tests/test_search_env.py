@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import pytest
@@ -336,8 +336,8 @@ def test_a_hung_backend_costs_one_deadline(backend: FakeBackend) -> None:
     assert env.snapshot().observations[0].startswith("[1] Ada")  # nothing of the late calls came through
 
 
-@pytest.mark.parametrize("share", [1.0, 0.0])
-def test_one_hung_search_costs_its_episode_and_one_deadline(share: float) -> None:
+@pytest.mark.parametrize("kind", ["lock-step", "free-running"])
+def test_one_hung_search_costs_its_episode_and_one_deadline(kind: Literal["lock-step", "free-running"]) -> None:
     world = SearchEnv(task_options={"count": 8, "size": 200, "hops": (1, 2)})
     lone = str(world.tasks[3].metadata["gold_titles"][0])  # type: ignore[index]
 
@@ -350,7 +350,7 @@ def test_one_hung_search_costs_its_episode_and_one_deadline(share: float) -> Non
     def play(backend: SearchBackend) -> list[Trajectory]:
         envs = [SearchEnv(world.tasks, backend=backend, reader=world.reader, tool_timeout_s=2.0) for _ in world.tasks]
         agent = ScriptedAgent(follow_plans(world.tasks))
-        return rollout(world.tasks, envs, agent, schedule=Schedule(share, tool_threads=4))
+        return rollout(world.tasks, envs, agent, schedule=Schedule(schedule=kind, tool_threads=4))
 
     healthy, backend, began = play(world.backend), Hanging(), time.monotonic()
     played = play(backend)

@@ -110,14 +110,14 @@ def test_a_student_draws_anew_and_repeatably(tiny: LlamaForCausalLM, tokenizer: 
     class Heard:
         def open(self, *args: Any) -> Any:
             conversation = student.open(*args)
-            begin = conversation.begin
+            advance = conversation.advance
 
             def noted() -> dict[int, Turn]:
-                turns = begin()
+                turns = advance()
                 said.extend(turn.completion.text for turn in turns.values())
                 return turns
 
-            conversation.begin = noted  # type: ignore[method-assign]
+            conversation.advance = noted  # type: ignore[method-assign]
             return conversation
 
     first = played("python: 2", "answer: 1", action_format="line", max_turns=2)

@@ -22,7 +22,7 @@ _GROWTH = 64
 class RowCache:
     """Storage ``[B, H, S, D]`` per layer. Row ``b`` holds ``lengths[b]`` tokens in slots ``0 .. lengths[b] - 1``."""
 
-    def __init__(self, decoder: Decoder, num_rows: int) -> None:
+    def __init__(self, decoder: Decoder, num_rows: int = 0) -> None:
         device = decoder.device
         self._max_position = int(decoder.config.max_position_embeddings) - 1
         # Eager attention adds the mask to the scores; the fused kernels take it as a boolean.
@@ -32,6 +32,8 @@ class RowCache:
         self._rows = torch.zeros(1, dtype=torch.long, device=device)
         self._slots = torch.zeros(1, 0, dtype=torch.long, device=device)
         self._end = 0
+        self._all = False
+        """Whether the pass is over every row, in order: then a view of the cache will do."""
 
     def plan(self, rows: Sequence[int], width: int) -> dict[str, Any]:
         """Decoder arguments for feeding ``width`` tokens to each of ``rows`` at the end of what it holds.
@@ -43,6 +45,7 @@ class RowCache:
         self._rows = torch.tensor(rows, dtype=torch.long, device=device)
         self._slots = self.lengths[self._rows, None] + torch.arange(width, device=device)
         self._end = int(self._slots.max()) + 1
+        self._all = list(rows) == list(range(len(self.lengths)))
         visible = torch.arange(self._end, device=device) <= self._slots[:, None, :, None]
         if self._mask_dtype != torch.bool:
             lowest = torch.finfo(self._mask_dtype).min
@@ -58,12 +61,18 @@ class RowCache:
         """Keep the first ``counts[i]`` tokens just fed to ``rows[i]``; the padding after them is overwritten later."""
         self.lengths[torch.tensor(rows, device=self.lengths.device)] += counts
 
-    def expand(self, sources: Sequence[int]) -> None:
-        """Make row ``i`` a copy of the old row ``sources[i]``."""
-        index = torch.tensor(sources, dtype=torch.long, device=self.lengths.device)
-        self.lengths = self.lengths[index]
-        for layer in self._layers:
-            layer.take(index)
+    def add(self) -> int:
+        """A further row, which holds nothing."""
+        self.lengths = torch.nn.functional.pad(self.lengths, (0, 1))
+        return len(self.lengths) - 1
+
+    def copy(self, source: int, targets: Sequence[int], count: int) -> None:
+        """Let ``targets`` hold the first ``count`` tokens of row ``source``, and nothing else."""
+        self.lengths[list(targets)] = count
+        others = [target for target in targets if target != source]
+        if count and others:
+            for layer in self._layers:
+                layer.copy(source, others, count)
 
 
 class _RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers is partly typed
@@ -80,19 +89,25 @@ class _RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers 
         self._reserve(key_states, end)
         self.keys[rows[:, None], :, slots] = key_states.transpose(1, 2)
         self.values[rows[:, None], :, slots] = value_states.transpose(1, 2)
-        if len(rows) == len(self.keys):  # every row, in order: a view will do
+        if self._owner._all:
             return self.keys[:, :, :end], self.values[:, :, :end]
         return self.keys[rows, :, :end], self.values[rows, :, :end]
 
-    def take(self, index: Tensor) -> None:
-        self.keys, self.values = self.keys[index], self.values[index]
+    def copy(self, source: int, targets: list[int], count: int) -> None:
+        self._reserve(self.keys, count)
+        self.keys[targets, :, :count] = self.keys[source, :, :count].clone()
+        self.values[targets, :, :count] = self.values[source, :, :count].clone()
 
     def _reserve(self, like: Tensor, slots: int) -> None:
+        """Make room for all rows of the owner, and for ``slots`` tokens in each."""
+        rows = len(self._owner.lengths)
         if not self.is_initialized:
             self.lazy_initialization(like, like)
-            self.keys = like.new_zeros(len(self._owner.lengths), like.shape[1], 0, like.shape[3])
+            self.keys = like.new_zeros(rows, like.shape[1], 0, like.shape[3])
             self.values = self.keys.clone()
-        if (have := self.keys.shape[2]) < slots:
-            room = (0, 0, 0, max(slots, have + _GROWTH) - have)
+        have_rows, have = len(self.keys), self.keys.shape[2]
+        if have < slots or have_rows < rows:
+            longer = max(slots, have + _GROWTH) - have if have < slots else 0
+            room = (0, 0, 0, longer, 0, 0, 0, rows - have_rows)
             self.keys = torch.nn.functional.pad(self.keys, room)
             self.values = torch.nn.functional.pad(self.values, room)

@@ -1,12 +1,13 @@
 """The transformers backend: batched sampling with log-probabilities and a cache that is kept across turns.
 
-Prompts that begin alike are computed once: the prefix common to all rows, then each distinct prompt.
-Letters: B rows, V vocabulary.
+Letters: B rows, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -16,11 +17,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ovd_gym.errors import ConfigError, TrainingStopped
-from ovd_gym.llm.base import Completion, Sampling
-from ovd_gym.llm.cache import RowCache
+from ovd_gym.llm.base import TRAINING, Completion, Decoding, Sampling
 from ovd_gym.llm.decoder import Decoder
+from ovd_gym.llm.shelf import Shelf
 
-__all__ = ["TransformersLM", "common_prefix", "sample_tokens"]
+__all__ = ["TransformersLM", "sample_tokens"]
 
 
 class TransformersLM:
@@ -46,103 +47,118 @@ class TransformersLM:
 
 
 class TransformersSession:
-    """See :class:`~ovd_gym.llm.base.Session`."""
+    """See :class:`~ovd_gym.llm.base.Session`.
+
+    One :meth:`advance` is either a pass over everything that was submitted since, or one token for every turn under
+    way (continuous batching: who has something to read joins the others at the next token).
+    """
 
     def __init__(self, lm: TransformersLM, seeds: Sequence[int], sampling: Sampling) -> None:
         self._lm = lm
+        self._seeds = seeds
         self._sampling = sampling
-        self._rngs = [np.random.default_rng(seed) for seed in seeds]
-        self._cache: RowCache | None = None
-        """Made by the first call; its rows are the rows that call admitted, in order."""
-        self._slot: dict[int, int] = {}
-        self._held: dict[int, int] = {}
-        """Tokens each open row holds."""
-        self._last: dict[int, int] = {}
-        """The token that ended a row's turn: sampled, not yet fed to the model."""
+        self._shelf = Shelf(lm.decoder)
+        self._merged = ExitStack()
+        self._merged.enter_context(lm.decoder.merged())
+        self._rows: dict[int, _Row] = {}
+        self._ended: set[int] = set()
+        self._waiting: dict[int, Sequence[int]] = {}
+        """Submitted, not yet read."""
+
+    def submit(self, feeds: Mapping[int, Sequence[int]]) -> None:
+        """See :class:`~ovd_gym.llm.base.Session`."""
+        for row, ids in feeds.items():
+            if not len(ids):
+                raise ValueError("every row needs at least one token to continue from")
+            if row in self._ended or not 0 <= row < len(self._seeds):
+                raise ValueError(f"row {row} has ended, or is none of the {len(self._seeds)} of this session")
+            if row in self._waiting or (row in self._rows and self._rows[row].turn.open):
+                raise ValueError(f"row {row} is in the middle of a turn")
+            self._waiting[row] = ids
 
     @torch.no_grad()
-    def generate(self, feeds: Mapping[int, Sequence[int]]) -> dict[int, Completion]:
-        """See :class:`~ovd_gym.llm.base.Session`. Raises ValueError for an empty feed or a row that is not open."""
-        if any(not len(ids) for ids in feeds.values()):
-            raise ValueError("every row needs at least one token to continue from")
-        rows = self._admit(feeds)
-        turns = {row: _Turn(self._lm, self._sampling) for row in feeds}
-        if rows:
-            with self._lm.decoder.merged():
-                self._run(rows, {row: feeds[row] for row in rows}, turns)
-        return {row: turn.completion() for row, turn in turns.items()}
+    def advance(self) -> dict[int, Completion]:
+        """See :class:`~ovd_gym.llm.base.Session`. Raises TrainingStopped when the weights are broken."""
+        refused = self._refuse()
+        if self._waiting:
+            return refused | self._sample(*self._read())
+        under_way = sorted(row for row, held in self._rows.items() if held.turn.open)
+        if not under_way:
+            return refused
+        held = [self._rows[row] for row in under_way]
+        return refused | self._sample(under_way, self._feed([(row.slot, [row.last]) for row in held]))
 
-    def _admit(self, feeds: Mapping[int, Sequence[int]]) -> list[int]:
-        """The rows with room for their feed and at least one new token; the others are closed."""
-        if self._cache is None:
-            self._held = dict.fromkeys(range(len(self._rngs)), 0)
-            if feeds.keys() != self._held.keys():
-                raise ValueError(f"the first call has to feed all {len(self._rngs)} rows")
-        if closed := feeds.keys() - self._held.keys():
-            raise ValueError(f"rows {sorted(closed)} are closed")
-        held = {row: self._held.pop(row) + len(ids) for row, ids in feeds.items()}
-        admitted = {row: total for row, total in held.items() if total < self._lm.max_context}
-        self._held |= admitted
-        return sorted(admitted)
+    def end(self, rows: Iterable[int]) -> None:
+        """See :class:`~ovd_gym.llm.base.Session`. A row's cache may be built upon until another needs its place."""
+        for row in rows:
+            self._waiting.pop(row, None)
+            self._ended.add(row)
+            if (held := self._rows.pop(row, None)) is not None:
+                self._shelf.release(held.slot)
 
-    def _run(self, rows: list[int], feeds: Mapping[int, Sequence[int]], turns: Mapping[int, _Turn]) -> None:
-        if self._cache is None:
-            self._slot = {row: slot for slot, row in enumerate(rows)}
-            self._cache, hidden_BD = self._prefill([tuple(feeds[row]) for row in rows])
-        else:
-            hidden_BD = self._forward(self._cache, rows, [[self._last[row], *feeds[row]] for row in rows])
-        active = rows
-        while True:
-            uniforms = [self._rngs[row].random() for row in active]
-            tokens, logprobs = sample_tokens(self._lm.decoder.head(hidden_BD), uniforms, self._sampling.greedy)
-            if not bool(torch.isfinite(logprobs).all()):
-                raise TrainingStopped("the model gives log-probabilities that are not finite: its weights are broken")
-            for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
-                turns[row].add(token, logprob, self._lm.max_context - self._held[row])
-                self._held[row] += 1
-                self._last[row] = token
-            active = [row for row in active if turns[row].open]
-            if not active:
-                return
-            hidden_BD = self._forward(self._cache, active, [[self._last[row]] for row in active])
+    def close(self) -> None:
+        """See :class:`~ovd_gym.llm.base.Session`."""
+        self.end(range(len(self._seeds)))
+        self._shelf = Shelf(self._lm.decoder)
+        self._merged.close()
 
-    def _prefill(self, prompts: list[tuple[int, ...]]) -> tuple[RowCache, Tensor]:
-        """A cache that holds ``prompts``, and the [B, D] hidden states after them; nothing is computed twice."""
-        distinct = list(dict.fromkeys(prompts))
-        shared = min(common_prefix(distinct), min(map(len, distinct)) - 1)
-        decoder = self._lm.decoder
-        cache = RowCache(decoder, 1 if shared else len(distinct))
-        if shared:
-            _feed(decoder, cache, [0], [distinct[0][:shared]])
-            cache.expand([0] * len(distinct))
-        hidden_UD = _feed(decoder, cache, range(len(distinct)), [prompt[shared:] for prompt in distinct])
-        place = {prompt: i for i, prompt in enumerate(distinct)}
-        sources = [place[prompt] for prompt in prompts]
-        cache.expand(sources)
-        return cache, hidden_UD[sources]
+    def _refuse(self) -> dict[int, Completion]:
+        """Empty completions for the rows that have no room for what they are fed and one more token; they end."""
+        held = {row: self._rows[row].held if row in self._rows else 0 for row in self._waiting}
+        limit = self._lm.max_context
+        full = [row for row, ids in self._waiting.items() if held[row] + len(ids) >= limit]
+        self.end(full)
+        return {row: Completion((), (), "", (), "context") for row in full}
 
-    def _forward(self, cache: RowCache, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> Tensor:
-        return _feed(self._lm.decoder, cache, [self._slot[row] for row in rows], ids)
+    def _read(self) -> tuple[list[int], Tensor]:
+        """Begin the turns that wait: their rows, and the [B, D] hidden states to sample their first tokens from."""
+        feeds, self._waiting = {row: tuple(ids) for row, ids in sorted(self._waiting.items())}, {}
+        first: dict[tuple[int, ...], int] = {}
+        reader = {row: row if row in self._rows else first.setdefault(ids, row) for row, ids in feeds.items()}
+        parts: dict[int, tuple[int, Sequence[int]]]
+        parts = {row: (held.slot, [held.last, *feeds[row]]) for row, held in self._rows.items() if row in feeds}
+        parts |= dict(zip(first.values(), self._shelf.place(list(first)), strict=True))
+        order = sorted(parts)
+        hidden_UD = self._feed([parts[row] for row in order])
+        for row in first.values():  # a prompt is read once, whoever else was given it too
+            twins = [other for other in feeds if reader[other] == row != other]
+            slots = [parts[row][0], *self._shelf.twins(parts[row][0], len(twins))]
+            for new, slot in zip([row, *twins], slots, strict=True):
+                self._rows[new] = _Row(slot, np.random.default_rng(self._seeds[new]))
+        for row, ids in feeds.items():
+            self._rows[row].held += len(ids)
+            self._rows[row].turn = _Turn(self._lm, self._sampling)
+        return list(feeds), hidden_UD[[order.index(reader[row]) for row in feeds]]
 
+    def _feed(self, parts: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
+        return self._shelf.feed([slot for slot, _ in parts], [ids for _, ids in parts])
 
-def _feed(decoder: Decoder, cache: RowCache, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> Tensor:
-    """Append ``ids[i]`` to cache row ``slots[i]``; the [b, D] hidden states of each row's last token."""
-    if len(ids) < len(cache.lengths) <= 2 * len(ids) and all(len(row) == 1 for row in ids):
-        # One dummy token for the few rows that wait costs less than copying the cache of the others.
-        given = dict(zip(slots, ids, strict=True))
-        every = range(len(cache.lengths))
-        return _feed_padded(decoder, cache, every, [given.get(slot, ()) for slot in every])[list(slots)]
-    return _feed_padded(decoder, cache, slots, ids)
+    def _sample(self, rows: Sequence[int], hidden_BD: Tensor) -> dict[int, Completion]:
+        """Sample a token for each of ``rows``; the turns that end with it."""
+        held = [self._rows[row] for row in rows]
+        uniforms = [row.rng.random() for row in held]
+        tokens, logprobs = sample_tokens(self._lm.decoder.head(hidden_BD), uniforms, self._sampling.decoding)
+        if not bool(torch.isfinite(logprobs).all()):
+            raise TrainingStopped("the model gives log-probabilities that are not finite: its weights are broken")
+        for row, token, logprob in zip(held, tokens.tolist(), logprobs.tolist(), strict=True):
+            row.turn.add(token, logprob, self._lm.max_context - row.held)
+            row.held += 1
+            row.last = token
+        return {n: row.turn.completion() for n, row in zip(rows, held, strict=True) if not row.turn.open}
 
 
-def _feed_padded(decoder: Decoder, cache: RowCache, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> Tensor:
-    """As :func:`_feed`; an empty row is computed on padding and left as it was."""
-    counts = torch.tensor([len(row) for row in ids], device=decoder.device)
-    width = int(counts.max())
-    padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=decoder.device)
-    hidden = decoder.hidden(padded, **cache.plan(slots, width))
-    cache.grow(slots, counts)
-    return hidden[torch.arange(len(ids), device=decoder.device), counts - 1]
+@dataclass
+class _Row:
+    """One sequence."""
+
+    slot: int
+    rng: np.random.Generator
+    held: int = 0
+    """Tokens, the last sampled one among them."""
+    last: int = -1
+    """The last sampled token: not yet fed to the model."""
+    turn: _Turn = field(init=False)
+    """The one under way, or the last."""
 
 
 class _Turn:
@@ -190,9 +206,10 @@ def _check_cache(decoder: Decoder) -> None:
     """
     rows = [[1, 2, 3, 4, 5], [1, 2, 3]]
     try:
-        cache = RowCache(decoder, 2)
-        _feed(decoder, cache, [0, 1], [rows[0][:2], rows[1][:1]])
-        cached = _feed(decoder, cache, [0, 1], [rows[0][2:], rows[1][1:]])
+        shelf = Shelf(decoder)
+        first = shelf.place([rows[0][:2], rows[1][:1]])
+        shelf.feed([slot for slot, _ in first], [ids for _, ids in first])
+        cached = shelf.feed([slot for slot, _ in first], [rows[0][2:], rows[1][1:]])
         plain = [decoder.hidden(torch.tensor([row], device=decoder.device), use_cache=False)[0, -1] for row in rows]
     except (ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:
         raise ConfigError(f"{decoder.name} cannot be sampled with a row-wise cache: {error}") from error
@@ -201,24 +218,27 @@ def _check_cache(decoder: Decoder) -> None:
         raise ConfigError(f"{decoder.name} attends in a way the row-wise cache does not support")
 
 
-def sample_tokens(logits_BV: Tensor, uniforms: Sequence[float], greedy: bool = False) -> tuple[Tensor, Tensor]:
+def sample_tokens(logits_BV: Tensor, uniforms: Sequence[float], decoding: Decoding = TRAINING) -> tuple[Tensor, Tensor]:
     """Tokens [B] drawn by inverting the cumulative distribution at ``uniforms``, and their log-probabilities [B].
 
-    One uniform number per row makes a row's draw independent of the rest of the batch.
+    One uniform number per row makes a row's draw independent of the rest of the batch. The log-probabilities are those
+    at temperature 1 over the whole vocabulary.
     """
     logprobs_BV = torch.log_softmax(logits_BV.float(), dim=-1)
-    if greedy:
+    if decoding.temperature == 0:
         tokens = logprobs_BV.argmax(dim=-1)
     else:
-        cdf_BV = logprobs_BV.double().exp().cumsum(dim=-1)
+        cdf_BV = _weights(logprobs_BV.double(), decoding).cumsum(dim=-1)
         points = torch.tensor(uniforms, dtype=torch.float64, device=cdf_BV.device)[:, None] * cdf_BV[:, -1:]
         tokens = torch.searchsorted(cdf_BV, points, right=True).clamp(max=cdf_BV.shape[-1] - 1)[:, 0]
     return tokens, logprobs_BV.gather(-1, tokens[:, None])[:, 0]
 
 
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """Number of leading tokens that all ``sequences`` share."""
-    for i, column in enumerate(zip(*sequences, strict=False)):
-        if len(set(column)) > 1:
-            return i
-    return min(map(len, sequences))
+def _weights(logprobs_BV: Tensor, decoding: Decoding) -> Tensor:
+    """[B, V] what to draw in proportion to."""
+    if decoding == TRAINING:
+        return logprobs_BV.exp()
+    probs_BV = torch.softmax(logprobs_BV / decoding.temperature, dim=-1)
+    falling_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
+    beyond_BV = falling_BV.cumsum(dim=-1) - falling_BV >= decoding.top_p  # never the likeliest one
+    return torch.zeros_like(probs_BV).scatter(-1, order_BV, falling_BV.masked_fill(beyond_BV, 0.0))
