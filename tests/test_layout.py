@@ -22,7 +22,7 @@ LAYERS = (
     {"__main__", "cli", "cli_search", "cli_teachers", "cli_fit"},
     {"training", "critique", "findings", "fitting"},
     {"experience"},
-    {"build", "evaluate", "explain"},
+    {"build", "evaluate", "explain", "bridges"},
     {"demonstration", "rollout", "values", "learner", "recorder", "wrappers", "registry", "report", "progress"},
     {"episode", "batch", "forward", "losses", "value_head", "credit", "selection", "health", "config"},
     {"calls", "schedule"},
@@ -43,6 +43,7 @@ PLUGIN_USERS = {"", "__main__", "cli", "cli_search", "training", "build", "evalu
     "demonstration",
     "wrappers",
     "registry",
+    "bridges",
 }
 """The core modules ("" is the package itself) that may import from the plug-ins; all others are handed objects."""
 

@@ -1,0 +1,1 @@
+"""Environments and teachers for the trainers of other frameworks; each module imports the framework it serves."""
