@@ -141,7 +141,7 @@ class ToolEnv(gym.Env[str, str]):
         """Prepare the tools for a fresh episode (open a session, forget the last page); default: nothing."""
 
     def at_update(self, updates: int) -> None:
-        """Told before each training step how many learner updates there have been; held-out instances are not."""
+        """Told after each learner update, and at first, how many there have been; held-out instances are not."""
 
     @tool(final=True)
     def answer(self, text: str) -> str:

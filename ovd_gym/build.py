@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
 from transformers import PreTrainedTokenizerBase
@@ -16,13 +16,14 @@ from ovd_gym.agents.chat import Chat
 from ovd_gym.agents.retold import Retold
 from ovd_gym.agents.scripted import Policy, ScriptedAgent
 from ovd_gym.agents.student import Student, make_chat
-from ovd_gym.config import DemonstratorConfig, EnvConfig, FeedbackConfig, TrainConfig
+from ovd_gym.config import DemonstratorConfig, EnvConfig, TrainConfig
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.errors import ConfigError, OvdGymError, unknown
 from ovd_gym.learner import Learner, trainable_model
 from ovd_gym.llm.decoder import Decoder
 from ovd_gym.llm.models import load_model
 from ovd_gym.llm.transformers_lm import TransformersLM
+from ovd_gym.players import LocalPlayers, Players, Stage
 from ovd_gym.plugins import check_options, find_function
 from ovd_gym.records import Task
 from ovd_gym.rollout import Env
@@ -30,85 +31,171 @@ from ovd_gym.teachers.base import Teacher
 from ovd_gym.teachers.registry import make_teacher
 from ovd_gym.wrappers import TeacherFeedback
 
-__all__ = ["Parts", "build", "make_envs"]
+__all__ = [
+    "Parts",
+    "Voice",
+    "World",
+    "Worlds",
+    "assemble",
+    "build",
+    "load_student",
+    "make_envs",
+    "make_learner",
+    "make_players",
+    "seeded_teacher",
+]
+
+
+class Voice(NamedTuple):
+    """The student's model and how it talks."""
+
+    decoder: Decoder
+    tokenizer: PreTrainedTokenizerBase
+    chat: Chat
 
 
 @dataclass(frozen=True)
 class Parts:
     """The components of one run."""
 
-    student: Student
+    players: Players
     learner: Learner
     teacher: Teacher | None
-    demonstrator: Agent | None
     distiller: Decoder | None
     """The teacher model of arm ``token-opd``."""
-    tokenizer: PreTrainedTokenizerBase
-    envs: Sequence[Env]
-    """One per episode of a step, and at most ``rollout.max_rows``."""
+    voice: Voice
+    """A whole copy of the student, or the one that is trained."""
     tasks: Sequence[Task]
     """To train on; none of them asks a held-out question."""
-    held_out_envs: Sequence[Env]
-    """One per held-out task, and at most ``rollout.max_rows``; empty without an evaluation section."""
     held_out_tasks: Sequence[Task]
+    """Empty without an evaluation section."""
+    canaries: str | None
+    """Name of the canary set of this world."""
 
     def export(self, path: Path, card: str) -> None:
         """Write the trained model as a plain transformers (or peft) folder, with ``card`` as its README."""
-        model: Any = self.learner.decoder.model
+        self.voice.decoder.load(self.learner.weights())
+        model: Any = self.voice.decoder.model
         model.save_pretrained(path)
-        self.tokenizer.save_pretrained(path)
+        self.voice.tokenizer.save_pretrained(path)
         (path / "README.md").write_text(card, encoding="utf-8")
+
+    def close(self) -> None:
+        """Let go of the players and what they hold."""
+        self.players.close()
+
+
+class World(NamedTuple):
+    """One environment and what makes more of its kind."""
+
+    first: Env
+    more: Callable[[], Env]
+
+    def stage(self, prepare: Callable[[Env], Env]) -> Stage:
+        """A supply of such environments, each of them prepared."""
+        return Stage(lambda: prepare(self.more()), [prepare(self.first)])
+
+
+@dataclass(frozen=True)
+class Worlds:
+    """The environments and tasks of a run."""
+
+    training: World
+    held_out: World | None
+    tasks: Sequence[Task]
+    held_out_tasks: Sequence[Task]
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Worlds:
+        """Those of ``config``. Raises :class:`ConfigError` for an unknown environment or options it does not take."""
+        training = _world(config.env)
+        held_out, held_out_tasks = _held_out(config)
+        return cls(training, held_out, _apart(_tool_env(training.first).tasks, held_out_tasks), held_out_tasks)
 
     @property
     def canaries(self) -> str | None:
         """Name of the canary set of this world."""
-        return _tool_env(self.envs[0]).canaries
-
-    def at_update(self, updates: int) -> None:
-        """Tell the training environments how many learner updates there have been."""
-        for env in self.envs:
-            _tool_env(env).at_update(updates)
-
-    def close(self) -> None:
-        """Close all environments."""
-        for env in (*self.envs, *self.held_out_envs):
-            env.close()
+        return _tool_env(self.training.first).canaries
 
 
 def build(config: TrainConfig, teacher: Teacher | None = None) -> Parts:
-    """Make the parts; ``teacher``, when given, takes the place of the configured one.
+    """Make the parts in this process; ``teacher``, when given, takes the place of the configured one.
 
     Raises :class:`ConfigError` for an unknown environment, model or teacher and for options they do not take.
     """
-    episodes = config.rollout.tasks_per_step * config.rollout.group_size
-    envs = make_envs(config.env, min(episodes, config.rollout.max_rows))
-    held_out_envs, held_out_tasks = _held_out(config)
-    tasks = _apart(_tool_env(envs[0]).tasks, held_out_tasks)
-    if teacher is None and config.teacher is not None:
-        teacher = make_teacher(config.teacher.name, **config.teacher.options)
-    if teacher is not None:
-        teacher.seed(config.seed)
-        if config.feedback is not None:
-            envs = _advised(envs, teacher, config.feedback)
-            held_out_envs = (
-                _advised(held_out_envs, teacher, config.feedback) if config.feedback.evaluation else held_out_envs
-            )
+    worlds = Worlds.of(config)
+    teacher = seeded_teacher(config, teacher)
+    voice = load_student(config)
+    players = make_players(config, worlds, voice, teacher)
+    learner = make_learner(config, voice.decoder)
+    return assemble(config, worlds, voice, players, learner, teacher)
+
+
+def assemble(
+    config: TrainConfig,
+    worlds: Worlds,
+    voice: Voice,
+    players: Players,
+    learner: Learner,
+    teacher: Teacher | None,
+) -> Parts:
+    """The parts, and what is left to make of them."""
+    distiller = _distiller(config, voice.tokenizer) if config.distillation else None
+    return Parts(players, learner, teacher, distiller, voice, worlds.tasks, worlds.held_out_tasks, worlds.canaries)
+
+
+def seeded_teacher(config: TrainConfig, given: Teacher | None) -> Teacher | None:
+    """The ``given`` teacher or the configured one, its random draws made repeatable."""
+    if given is None and config.teacher is not None:
+        given = make_teacher(config.teacher.name, **config.teacher.options)
+    if given is not None:
+        given.seed(config.seed)
+    return given
+
+
+def load_student(config: TrainConfig) -> Voice:
+    """The student with the weights that training begins with. Raises ConfigError for a model that cannot be used."""
     model, tokenizer = load_model(config.student.model, dtype=config.student.dtype, device=config.student.device)
     decoder = Decoder(trainable_model(model, config.learner, config.seed))
     chat = make_chat(tokenizer, config.student.chat, config.student.plain)
     chat.stop_ids = tuple(dict.fromkeys((*chat.stop_ids, *_end_ids(model))))
+    return Voice(decoder, tokenizer, chat)
+
+
+def make_players(config: TrainConfig, worlds: Worlds, voice: Voice, teacher: Teacher | None) -> LocalPlayers:
+    """Players of this process; ``teacher`` speaks in their environments if the configuration says so."""
     student = Student(
-        TransformersLM(decoder, tokenizer, config.student.max_context), chat, config.student.max_turn_tokens
+        TransformersLM(voice.decoder, voice.tokenizer, config.student.max_context),
+        voice.chat,
+        config.student.max_turn_tokens,
     )
-    for env in (*envs, *held_out_envs):
-        _tool_env(env).count_tokens = chat.count_tokens
+    demonstrator = _demonstrator(config, config.demonstrator, worlds.tasks, voice.chat) if config.demonstrator else None
+
+    def plain(env: Env) -> Env:
+        _tool_env(env).count_tokens = voice.chat.count_tokens
+        return env
+
+    def advised(env: Env) -> Env:
+        assert teacher is not None
+        assert config.feedback is not None
+        return TeacherFeedback(plain(env), teacher, when=config.feedback.when, threshold=config.feedback.threshold)
+
+    helped = config.feedback is not None
+    helped_held_out = config.feedback is not None and config.feedback.evaluation
+    return LocalPlayers(
+        student,
+        demonstrator,
+        voice.decoder,
+        worlds.training.stage(advised if helped else plain),
+        worlds.held_out.stage(advised if helped_held_out else plain) if worlds.held_out else None,
+        config.rollout,
+    )
+
+
+def make_learner(config: TrainConfig, decoder: Decoder) -> Learner:
+    """The learner that trains ``decoder``."""
     value = config.value if config.credit.estimator == "gae" else None
-    learner = Learner(decoder, config.learner, config.steps, value)
-    demonstrator = _demonstrator(config, config.demonstrator, tasks, chat) if config.demonstrator else None
-    distiller = _distiller(config, tokenizer) if config.distillation else None
-    return Parts(
-        student, learner, teacher, demonstrator, distiller, tokenizer, envs, tasks, held_out_envs, held_out_tasks
-    )
+    return Learner(decoder, config.learner, config.steps, value)
 
 
 def make_envs(config: EnvConfig, count: int, options: Mapping[str, Any] | None = None) -> list[Env]:
@@ -116,11 +203,16 @@ def make_envs(config: EnvConfig, count: int, options: Mapping[str, Any] | None =
 
     Raises :class:`ConfigError` for an unknown id, a class that is not a ToolEnv, or options it does not take.
     """
+    world = _world(config, options)
+    return [world.first, *(world.more() for _ in range(count - 1))]
+
+
+def _world(config: EnvConfig, options: Mapping[str, Any] | None = None) -> World:
     merged = _merge(config.options, options or {})
     first = _make(config.id, merged)
     shared = {key: value for key, value in merged.items() if key not in ("tasks", "task_options")}
     shared |= _tool_env(first).shared_options()
-    return [first, *(_make(config.id, shared) for _ in range(count - 1))]
+    return World(first, lambda: _make(config.id, shared))
 
 
 def _make(name: str, options: Mapping[str, Any]) -> Env:
@@ -135,11 +227,6 @@ def _make(name: str, options: Mapping[str, Any]) -> Env:
         raise ConfigError(f"environment {name!r} cannot be made: {type(error).__name__}: {_line(error)}") from error
     _tool_env(env)
     return cast(Env, env)
-
-
-def _advised(envs: Sequence[Env], teacher: Teacher, config: FeedbackConfig) -> list[Env]:
-    """``envs`` in which the teacher speaks."""
-    return [TeacherFeedback(env, teacher, when=config.when, threshold=config.threshold) for env in envs]
 
 
 def _demonstrator(config: TrainConfig, given: DemonstratorConfig, tasks: Sequence[Task], chat: Chat) -> Agent:
@@ -192,16 +279,16 @@ def _tool_env(env: gym.Env[Any, Any]) -> ToolEnv:
     return env.unwrapped
 
 
-def _held_out(config: TrainConfig) -> tuple[Sequence[Env], Sequence[Task]]:
-    """Environments and tasks of the evaluation."""
+def _held_out(config: TrainConfig) -> tuple[World | None, Sequence[Task]]:
+    """The world and the tasks of the evaluation."""
     if config.evaluation is None:
-        return (), ()
+        return None, ()
     count = config.evaluation.episodes
-    envs = make_envs(config.env, min(count, config.rollout.max_rows), config.evaluation.options)
-    available = _tool_env(envs[0]).tasks
+    world = _world(config.env, config.evaluation.options)
+    available = _tool_env(world.first).tasks
     if len(available) < count:
         raise ConfigError(f"evaluation.episodes is {count}, but there are only {len(available)} held-out tasks")
-    return envs, [available[i] for i in range(count)]
+    return world, [available[i] for i in range(count)]
 
 
 def _apart(tasks: Sequence[Task], held_out: Sequence[Task]) -> Sequence[Task]:

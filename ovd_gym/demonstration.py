@@ -10,13 +10,13 @@ The reward is the environment's own in both (arXiv 2601.21968).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ovd_gym.agents.base import Agent
+from ovd_gym.players import OnTurn, Players, Round
 from ovd_gym.records import Critique, Trajectory
-from ovd_gym.rollout import LOCK_STEP, Env, Prefix, Schedule, episode_seed, rollout
+from ovd_gym.rollout import Prefix, episode_seed
 from ovd_gym.selection import SelectionConfig, cut, rejected, to_replace
 
 __all__ = ["Selection", "select"]
@@ -41,21 +41,18 @@ def select(
     config: SelectionConfig,
     *,
     arm: Literal["ovd", "ovd-prefix"],
-    envs: Sequence[Env],
-    demonstrator: Agent,
+    players: Players,
     seed: Sequence[int],
     step: int,
-    schedule: Schedule = LOCK_STEP,
-    on_turn: Callable[[int, int], None] = lambda done, tokens: None,
+    on_turn: OnTurn = lambda done, tokens: None,
 ) -> Selection:
     """Filter the groups of one training step and have the demonstrator fill the gaps.
 
     Args:
-        trajectories: as :func:`~ovd_gym.rollout.rollout` returned them.
+        trajectories: a round of the student's.
         critiques: aligned with them.
-        envs: instances of the environment that they were played in.
-        demonstrator: speaks in the student's tokens.
-        seed: what the rollout of ``trajectories`` was given.
+        players: with a demonstrator.
+        seed: that of the round.
         step: training step, from 0, for annealing.
 
     A demonstration that failed for a reason outside the demonstrator's power is left out, and what it was for stays.
@@ -68,17 +65,15 @@ def select(
         starts = [cut(t, critiques[i], config.theta) for i, t in zip(chosen, originals, strict=True)]
         seeds = [episode_seed(seed, i) for i in chosen]
         prefixes = [Prefix(*parts) for parts in zip(originals, starts, seeds, strict=True)]
-        demonstrated = rollout(
-            [t.task for t in originals],
-            envs,
-            demonstrator,
+        demonstrations = Round(
+            tasks=tuple(t.task for t in originals),
             seed=(*seed, 1),
+            label="demonstration",
             policy_version=originals[0].policy_version,
-            source="teacher",
-            prefixes=prefixes if arm == "ovd-prefix" else None,
-            schedule=schedule,
-            on_turn=on_turn,
+            player="demonstrator",
+            prefixes=tuple(prefixes) if arm == "ovd-prefix" else None,
         )
+        demonstrated = players.play(demonstrations, on_turn)
         played = [
             new.model_copy(update={"id": f"{old.id}/taught", "group_id": old.group_id})
             for new, old in zip(demonstrated, originals, strict=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ovd_gym.agents.base import Agent
-from ovd_gym.llm.base import GREEDY
+from ovd_gym.players import OnTurn, Players, Round
 from ovd_gym.records import Critique, Task, Trajectory
-from ovd_gym.rollout import LOCK_STEP, Env, Schedule, rollout
 from ovd_gym.statistics import auroc, wilson_interval
 from ovd_gym.teachers.base import Teacher
 
@@ -29,21 +27,16 @@ class Evaluation:
 
 def evaluate(
     tasks: Sequence[Task],
-    envs: Sequence[Env],
-    agent: Agent,
+    players: Players,
     *,
     teacher: Teacher | None = None,
     step: int = 0,
     seed: Sequence[int] = (0,),
-    schedule: Schedule = LOCK_STEP,
-    on_turn: Callable[[int, int], None] = lambda done, tokens: None,
+    on_turn: OnTurn = lambda done, tokens: None,
 ) -> Evaluation:
     """Ask every task once, greedily. An episode is right when its reward is 1; failed ones are left out and counted."""
-    label = f"eval-{step:05d}"
-    trajectories = rollout(
-        tasks, envs, agent, seed=seed, label=label, policy_version=step, decoding=GREEDY, schedule=schedule,
-        on_turn=on_turn,
-    )  # fmt: skip
+    asked = Round(tuple(tasks), tuple(seed), label=f"eval-{step:05d}", policy_version=step, held_out=True)
+    trajectories = players.play(asked, on_turn)
     critiques = teacher.critique(trajectories) if teacher else []
     graded = [t for t in trajectories if t.reward is not None]
     right = sum(t.reward == 1.0 for t in graded)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,8 @@ from ovd_gym.config import TrainConfig
 from ovd_gym.demonstration import select
 from ovd_gym.errors import TrainingStopped
 from ovd_gym.evaluate import summarize
+from ovd_gym.players import OnTurn, Round
 from ovd_gym.records import Critique, Task, Trajectory
-from ovd_gym.rollout import rollout
 
 __all__ = ["Experience", "gather", "task_batch"]
 
@@ -36,7 +36,7 @@ class Experience:
     """Metrics: :func:`~ovd_gym.evaluate.summarize`, those of the selection, ``resampled`` (groups asked again)."""
 
 
-def gather(config: TrainConfig, parts: Parts, step: int, on_turn: Callable[[int, int], None]) -> Experience:
+def gather(config: TrainConfig, parts: Parts, step: int, on_turn: OnTurn) -> Experience:
     """The experience of training step ``step``, from 0.
 
     With ``rollout.resample``, groups whose rewards are all equal are dropped and other tasks are asked in their
@@ -82,30 +82,25 @@ def _attempt(
     tasks: Sequence[Task],
     step: int,
     attempt: int,
-    on_turn: Callable[[int, int], None],
+    on_turn: OnTurn,
 ) -> tuple[Experience, dict[str, float | None]]:
-    imitates = parts.demonstrator is not None and config.credit.arm == "imitation"
     seed = (config.seed, 1, step, attempt) if attempt else (config.seed, 1, step)
-    played = rollout(
-        tasks,
-        parts.envs,
-        parts.demonstrator if imitates and parts.demonstrator else parts.student,
-        group_size=config.rollout.group_size,
+    asked = Round(
+        tasks=tuple(tasks),
         seed=seed,
         label=f"step-{step + 1:05d}" + (f"-{attempt}" if attempt else ""),
         policy_version=step,
-        source="teacher" if imitates else "student",
-        schedule=config.rollout,
-        on_turn=on_turn,
+        group_size=config.rollout.group_size,
+        player="demonstrator" if config.credit.arm == "imitation" else "student",
     )
+    played = parts.players.play(asked, on_turn)
     critiques = parts.teacher.critique(played) if parts.teacher else []
     result = Experience(played, critiques, played)
     if config.credit.arm not in ("ovd", "ovd-prefix"):
         return result, {}
-    assert parts.demonstrator is not None
     selection = select(
-        played, critiques, config.selection, arm=config.credit.arm, envs=parts.envs,
-        demonstrator=parts.demonstrator, seed=seed, step=step, schedule=config.rollout, on_turn=on_turn,
+        played, critiques, config.selection, arm=config.credit.arm, players=parts.players,
+        seed=seed, step=step, on_turn=on_turn,
     )  # fmt: skip
     result.learned, result.demonstrations = selection.trajectories, selection.demonstrations
     return result, selection.metrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from ovd_gym.build import build
+from ovd_gym.build import Worlds, load_student, make_learner, make_players
 from ovd_gym.critique import score_attempts
 from ovd_gym.errors import ConfigError
 from ovd_gym.recorder import Recorder, load_checkpoint
@@ -51,19 +51,23 @@ def run_values(
         raise ConfigError(f"{run} has no checkpoint: its student cannot play on")
     files = sorted((run / "trajectories").glob("step-*.jsonl"))
     trajectories = [t for file in files for t in load_jsonl(file, Trajectory) if t.id in ids]
-    parts = build(recorder.config.model_copy(update={"teacher": None, "feedback": None}))
+    config = recorder.config.model_copy(update={"teacher": None, "feedback": None})
+    voice = load_student(config)
+    players = make_players(config, Worlds.of(config), voice, None)
     try:
-        load_checkpoint(saved[-1], parts.learner)
+        load_checkpoint(saved[-1], make_learner(config, voice.decoder))
         return step_values(
             trajectories,
-            parts.envs,
-            parts.student,
+            players.training.take(
+                min(config.rollout.tasks_per_step * config.rollout.group_size, config.rollout.max_rows)
+            ),
+            players.student,
             continuations=continuations,
             seed=(recorder.config.seed, 3),
             on_episode=on_episode,
         )
     finally:
-        parts.close()
+        players.close()
 
 
 def measured(

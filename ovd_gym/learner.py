@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -104,7 +104,7 @@ class Learner:
         self.config = config
         self.total_steps = total_steps
         self.value = ValueHead(decoder.config.hidden_size, value, decoder.device) if value else None
-        self.parameters = {n: p for n, p in decoder.model.named_parameters() if p.requires_grad}
+        self.parameters: dict[str, nn.Parameter] = decoder.trained
         groups = [{"params": list(self.parameters.values()), "scale": 1.0}]
         if self.value is not None:
             scale = self.value.config.learning_rate / config.learning_rate
@@ -157,6 +157,28 @@ class Learner:
         """
         loss = partial(self._distillation_loss, teacher, config)
         return self._train(self._pieces(batch), step, Size.of(batch), loss)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The student's trained weights by name: the tensors themselves, which the next update changes."""
+        return dict(self.decoder.trained)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Trained weights by name, and the optimiser's tensors as ``KIND/NAME``; likewise."""
+        moments = {
+            f"{kind}/{name}": value
+            for name, p in self.parameters.items()
+            for kind, value in self.optimizer.state[p].items()
+        }
+        return {name: p.detach() for name, p in self.parameters.items()}, moments
+
+    @torch.no_grad()
+    def load_state(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state` gave."""
+        for name, p in self.parameters.items():
+            p.copy_(weights[name])
+            mine = {key.partition("/")[0]: value for key, value in moments.items() if key.partition("/")[2] == name}
+            # AdamW counts its steps on the CPU; the moments live with their parameter.
+            self.optimizer.state[p] = {k: v.clone() if k == "step" else v.to(p.device) for k, v in mine.items()}
 
     def _pieces(self, batch: Batch) -> list[Batch]:
         return list(micro_batches(batch.to(self.decoder.device), self.config.micro_batch_tokens))

@@ -29,10 +29,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedTokenizerBase
 
@@ -181,14 +181,9 @@ def save_checkpoint(path: Path, learner: Learner, step: int) -> None:
     """Write weights, optimiser state, position and checksums to the new folder ``path``, whole or not at all."""
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=_made(path.parent)))
     try:
-        weights = {name: p.detach().contiguous() for name, p in learner.parameters.items()}
-        save_file(weights, staged / "weights.safetensors")
-        moments = {
-            f"{key}/{name}": value.contiguous()
-            for name, p in learner.parameters.items()
-            for key, value in learner.optimizer.state[p].items()
-        }
-        save_file(moments, staged / "optimizer.safetensors")
+        weights, moments = learner.state()
+        save_file(_contiguous(weights), staged / "weights.safetensors")
+        save_file(_contiguous(moments), staged / "optimizer.safetensors")
         sums = {file.name: _sha256(file) for file in staged.iterdir()}
         (staged / _STATE).write_text(json.dumps({"step": step, "sha256": sums}), encoding="utf-8")
         staged.chmod(0o755)
@@ -218,13 +213,12 @@ def load_checkpoint(path: Path, learner: Learner) -> int:
     shapes = {name: p.shape for name, p in learner.parameters.items()}
     if {name: weight.shape for name, weight in weights.items()} != shapes:
         raise DataError(f"the checkpoint {path} belongs to another model: its weights have other names or shapes")
-    with torch.no_grad():
-        for name, p in learner.parameters.items():
-            p.copy_(weights[name])
-            mine = {key.partition("/")[0]: value for key, value in moments.items() if key.partition("/")[2] == name}
-            # AdamW counts its steps on the CPU; the moments live with their parameter.
-            learner.optimizer.state[p] = {k: v.clone() if k == "step" else v.to(p.device) for k, v in mine.items()}
+    learner.load_state(weights, moments)
     return step
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 @contextmanager

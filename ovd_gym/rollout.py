@@ -49,6 +49,7 @@ def rollout(
     decoding: Decoding = TRAINING,
     source: Literal["student", "teacher"] = "student",
     prefixes: Sequence[Prefix] | None = None,
+    first: int = 0,
     schedule: Schedule = LOCK_STEP,
     on_turn: Callable[[int, int], None] = lambda done, tokens: None,
 ) -> list[Trajectory]:
@@ -65,6 +66,7 @@ def rollout(
         source: recorded with every step.
         prefixes: one per episode: it is played up to there as it was, and the agent goes on. An environment that
             unfolds in another way fails the episode.
+        first: number of the first group, if this is a part of a round: seeds and ids are those of the whole round.
         schedule: how episodes wait for each other, and for how long at most.
         on_turn: called whenever the work has moved on, at least every tenth of a second, with the number of finished
             episodes and of sampled tokens so far. What it raises ends the rollout.
@@ -81,9 +83,9 @@ def rollout(
     episodes = [
         Episode(
             task=tasks[i // group_size],
-            id=f"{label}/{i // group_size}/{i % group_size}",
-            group_id=f"{label}/{i // group_size}",
-            seed=episode_seed(seed, i),
+            id=f"{label}/{first + i // group_size}/{i % group_size}",
+            group_id=f"{label}/{first + i // group_size}",
+            seed=episode_seed(seed, first * group_size + i),
             source=source,
             prefix=prefixes[i] if prefixes else None,
         )

@@ -91,7 +91,7 @@ def train(
         checked = load_config(tree or {}, laid)
         path = Recorder.free(Path(checked.run_dir or time.strftime("runs/%Y%m%d-%H%M%S")))
         parts = build(checked, custom)
-        recorder = Recorder.create(path, checked, parts.tokenizer)
+        recorder = Recorder.create(path, checked, parts.voice.tokenizer)
     try:
         return _loop(recorder, parts, display or Display(recorder.config.steps))
     finally:
@@ -134,12 +134,12 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
                 _canaries(recorder, parts, done, display)
             while True:
                 phase = "evaluating"
+                parts.players.load_weights(learner.weights(), done)
                 if _due(done, config) and done not in {row["step"] for row in recorder.evaluations()}:
                     _hold_out(recorder, parts, done, display, on_turn)
                 if done == config.steps:
                     break
                 began, phase = time.monotonic(), "rollout"
-                parts.at_update(done)
                 found = gather(config, parts, done, on_turn)
                 rolled = time.monotonic() - began
                 display.phase("update")
@@ -222,8 +222,8 @@ def _canaries(recorder: Recorder, parts: Parts, step: int, display: Display) -> 
 
 def _hold_out(recorder: Recorder, parts: Parts, step: int, display: Display, on_turn: Any) -> None:
     result = evaluate(
-        parts.held_out_tasks, parts.held_out_envs, parts.student, teacher=parts.teacher, step=step,
-        seed=(recorder.config.seed, 2, step), schedule=recorder.config.rollout, on_turn=on_turn,
+        parts.held_out_tasks, parts.players, teacher=parts.teacher, step=step,
+        seed=(recorder.config.seed, 2, step), on_turn=on_turn,
     )  # fmt: skip
     row = result.row | _canaries(recorder, parts, step, display)
     recorder.record("eval", row, result.trajectories, result.critiques)

@@ -14,6 +14,7 @@ from ovd_gym.agents.retold import Retold
 from ovd_gym.agents.scripted import ScriptedAgent
 from ovd_gym.demonstration import Selection, select
 from ovd_gym.envs.base import ToolEnv
+from ovd_gym.players import LocalPlayers, Stage
 from ovd_gym.records import Critique, Message, Score, Trajectory
 from ovd_gym.rollout import rollout
 from ovd_gym.selection import SelectionConfig, cut, rejected, replacement_cap
@@ -45,19 +46,18 @@ class Case:
 
     def __init__(self, adders: Callable[[int], list[ToolEnv]], tokenizer: PreTrainedTokenizerFast) -> None:
         self.chat = PlainChat(tokenizer)
-        self.envs = adders(8)
-        agent = ScriptedAgent(student, self.chat)
-        self.trajectories = rollout(self.envs[0].tasks[:2], self.envs, agent, group_size=4, seed=SEED)
+        self.stage = Stage(lambda: adders(1)[0], adders(8))
+        self.student = ScriptedAgent(student, self.chat)
+        envs = self.stage.take(8)
+        self.trajectories = rollout(adders(1)[0].tasks[:2], envs, self.student, group_size=4, seed=SEED)
 
     def critiques(self, wholes: Sequence[float | None], steps: Sequence[float] = (8, 2, 7)) -> list[Critique]:
         return [critique(t, steps, whole) for t, whole in zip(self.trajectories, wholes, strict=True)]
 
     def select(self, critiques: list[Critique], arm: Arm = "ovd", policy: Any = knows, **options: Any) -> Selection:
         config = SelectionConfig(**options)
-        return select(
-            self.trajectories, critiques, config, arm=arm, envs=self.envs,
-            demonstrator=ScriptedAgent(policy, self.chat), seed=SEED, step=0,
-        )  # fmt: skip
+        players = LocalPlayers(self.student, ScriptedAgent(policy, self.chat), None, self.stage)
+        return select(self.trajectories, critiques, config, arm=arm, players=players, seed=SEED, step=0)
 
 
 @pytest.fixture

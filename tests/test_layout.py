@@ -23,7 +23,8 @@ LAYERS = (
     {"training", "critique", "findings", "fitting"},
     {"experience"},
     {"build", "evaluate", "explain", "bridges"},
-    {"demonstration", "rollout", "values", "learner", "recorder", "wrappers", "registry", "report", "progress"},
+    {"demonstration", "players", "rollout", "values"}
+    | {"learner", "recorder", "wrappers", "registry", "report", "progress"},
     {"episode", "batch", "forward", "losses", "value_head", "credit", "selection", "health", "config"},
     {"calls", "schedule"},
     {"llm", "actions", "sanitize", "statistics", "arithmetic", "usage"},
@@ -38,6 +39,7 @@ PLUGIN_USERS = {"", "__main__", "cli", "cli_search", "training", "build", "evalu
     "critique",
     "findings",
     "experience",
+    "players",
     "rollout",
     "episode",
     "demonstration",

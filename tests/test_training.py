@@ -396,7 +396,7 @@ def test_training_environments_are_told_the_updates_and_held_out_ones_are_not(
     told: list[tuple[MathEnv, int]] = []
     monkeypatch.setattr(MathEnv, "at_update", lambda env, updates: told.append((env, updates)), raising=False)
     run(tiny_folder, tmp_path / "run", steps=2)
-    assert [updates for _, updates in told] == [0] * 6 + [1] * 6
+    assert [updates for _, updates in told] == [0] * 6 + [1] * 6 + [2] * 6
     assert len({id(env) for env, _ in told}) == 6
 
 

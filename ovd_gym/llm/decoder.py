@@ -5,7 +5,7 @@ Both the sampler and the learner work this way, so that logits exist only where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
@@ -65,6 +65,18 @@ class Decoder:
         """
         windows = [getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         return min([int(self.config.max_position_embeddings), *(int(size) for size in windows if size)])
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that require a gradient, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy ``weights`` into the trained parameters; those that are the very same tensors stay."""
+        for name, parameter in self.trained.items():
+            if weights[name] is not parameter:
+                parameter.copy_(weights[name])
 
     def hidden(self, input_ids_BT: Tensor, **kwargs: Any) -> Tensor:
         """[B, T, D] last hidden states; ``kwargs`` are the transformers decoder's own."""
