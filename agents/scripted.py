@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from ovd_gym.agents.base import Conversation, Turn
@@ -90,5 +91,6 @@ class _Bytes:
 
     def spoken(self, text: str, stop: Sequence[str]) -> Completion:
         data = text.encode()
-        offsets = tuple(len(data[: i + 1].decode(errors="ignore")) for i in range(len(data)))
-        return Completion(tuple(data), (0.0,) * len(data), text, offsets, "stop")
+        # A character is there once the byte after it begins another one.
+        offsets = accumulate(int(byte & 0xC0 != 0x80) for byte in (data + b"\0")[1:])
+        return Completion(tuple(data), (0.0,) * len(data), text, tuple(offsets), "stop")

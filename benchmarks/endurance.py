@@ -1,8 +1,10 @@
 """Whether memory and open files stay flat over many episodes: ``python benchmarks/endurance.py [--episodes N]``.
 
-A scripted agent follows the gold plans of the fictional world, 64 episodes at a time in the same environments, as a
-training run does; between two intervals nothing is kept. Exit code 1 if the resident memory after the first tenth, when
-caches are full, and at the end differ by more than 10 MB, or the open files or threads at all.
+64 episodes at a time in the same environments, as in a training run; between two intervals nothing is kept. A scripted
+agent follows the gold plans of the fictional world; ``--agent tiny`` is a language model of some thousand random
+weights, which writes nonsense in a world of sums through the whole machinery of sampling. Exit code 1 if the resident
+memory after the first tenth, when caches are full, and at the end differ by more than 10 MB, or the open files or
+threads at all.
 """
 
 from __future__ import annotations
@@ -13,16 +15,18 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ovd_gym import ScriptedAgent
+from ovd_gym import ScriptedAgent, Task, ToolEnv, tool
+from ovd_gym.agents.base import Agent
 from ovd_gym.agents.searchers import follow_plans
 from ovd_gym.envs.web_search.env import SearchEnv
-from ovd_gym.rollout import rollout
+from ovd_gym.rollout import Schedule, rollout
 
 CONCURRENT = 64
 INTERVALS = 20
@@ -34,27 +38,74 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=20_000)
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--agent", choices=("scripted", "tiny"), default="scripted")
+    parser.add_argument("--schedule", choices=("lock-step", "free-running"), default="lock-step")
     arguments = parser.parse_args()
-    rows = measure(arguments.episodes)
+    rows = measure(arguments.episodes, arguments.agent, Schedule(schedule=arguments.schedule))
     show(rows)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     sys.exit(not is_flat(rows))
 
 
-def measure(episodes: int) -> list[dict[str, Any]]:
+def measure(episodes: int, kind: str, schedule: Schedule) -> list[dict[str, Any]]:
     """A row at the start and after every twentieth of ``episodes``."""
-    first = SearchEnv(task_options={"count": 500})
-    envs = [first, *(SearchEnv(**first.shared_options()) for _ in range(CONCURRENT - 1))]
-    agent = ScriptedAgent(follow_plans(first.tasks))
+    envs, agent = scripted_search() if kind == "scripted" else tiny_sums()
+    tasks = envs[0].tasks
     rows, began, played, right = [held(0, 0, 0.0)], time.monotonic(), 0, 0
     while played < episodes:
-        tasks = [first.tasks[(played + i) % len(first.tasks)] for i in range(CONCURRENT)]
-        right += sum(t.reward == 1.0 for t in rollout(tasks, envs, agent, seed=(played,)))
+        batch = [tasks[(played + i) % len(tasks)] for i in range(CONCURRENT)]
+        right += sum(t.reward == 1.0 for t in rollout(batch, envs, agent, seed=(played,), schedule=schedule))
         played += CONCURRENT
         if played >= len(rows) * episodes / INTERVALS:
             rows.append(held(played, right, time.monotonic() - began))
     return rows
+
+
+def scripted_search() -> tuple[Sequence[ToolEnv], Agent]:
+    """The fictional world, and plans that solve it."""
+    first = SearchEnv(task_options={"count": 500})
+    envs = [first, *(SearchEnv(**first.shared_options()) for _ in range(CONCURRENT - 1))]
+    return envs, ScriptedAgent(follow_plans(first.tasks))
+
+
+class Sums(ToolEnv):
+    """A world with short prompts."""
+
+    @tool
+    def add(self, text: str) -> str:
+        """Add numbers."""
+        return str(sum(int(word) for word in text.split() if word.isdecimal()))
+
+    def grade(self, task: Task, answer: str) -> float:
+        """Whether the sum is right."""
+        return float(answer == task.answers[0])
+
+
+def tiny_sums() -> tuple[Sequence[ToolEnv], Agent]:
+    """Sums, and a Llama of two layers with random weights and a tokenizer of bytes."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from ovd_gym.agents.student import Student, make_chat
+    from ovd_gym.llm.decoder import Decoder
+    from ovd_gym.llm.transformers_lm import TransformersLM
+
+    torch.manual_seed(0)
+    alphabet = ["<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
+    config = LlamaConfig(
+        vocab_size=len(alphabet), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True, initializer_range=0.2,
+    )  # fmt: skip
+    lm = TransformersLM(Decoder(LlamaForCausalLM(config)), tokenizer)
+    tasks = [Task(id=str(i), question=f"{i} + {i}", answers=(str(2 * i),)) for i in range(500)]
+    envs = [Sums(tasks, action_format="line", max_turns=2) for _ in range(CONCURRENT)]
+    return envs, Student(lm, make_chat(tokenizer, "plain"), max_turn_tokens=6)
 
 
 def held(played: int, right: int, seconds: float) -> dict[str, Any]:

@@ -70,11 +70,17 @@ class Batch:
 def pack(trajectories: Sequence[Trajectory], credits: Sequence[Credit]) -> Batch:
     """One row per credit whose trajectory holds sampled tokens, in order.
 
-    Raises :class:`TrainingStopped` when no token was sampled at all.
+    Raises :class:`TrainingStopped` when no token was sampled at all, and when tokens were not sampled at temperature 1
+    from the whole vocabulary: their log-probabilities would not be those of the policy that drew them.
     """
     by_id = {trajectory.id: trajectory for trajectory in trajectories}
     credits = [credit for credit in credits if by_id[credit.trajectory_id].steps]
     rows = [by_id[credit.trajectory_id] for credit in credits]
+    for row in rows:
+        if (row.temperature, row.top_p) != (1.0, 1.0):
+            raise TrainingStopped(
+                f"{row.id} was sampled at temperature {row.temperature:g} and top_p {row.top_p:g}: training needs 1 and 1"
+            )
     if not rows:
         raise TrainingStopped(f"no sampled token in {len(trajectories)} trajectories: there is nothing to train on")
     width = max(len(row.token_ids) for row in rows)

@@ -169,8 +169,10 @@ class Trajectory(Record):
                 raise ValueError(
                     f"step {k} spans [{step.start}, {step.end}), but [{position}, {len(self.token_ids)}) is free"
                 )
+            if any(self.logprobs[position : step.start]):
+                raise ValueError("a token outside every step has a log-probability: it was not sampled")
             position = step.end
-        if any(logprob and not sampled for logprob, sampled in zip(self.logprobs, self.mask, strict=True)):
+        if any(self.logprobs[position:]):
             raise ValueError("a token outside every step has a log-probability: it was not sampled")
         if (self.status == "failed") != (self.reward is None):
             raise ValueError(f"status {self.status!r} with reward {self.reward}: None belongs to 'failed' alone")
