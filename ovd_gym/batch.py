@@ -78,9 +78,8 @@ def pack(trajectories: Sequence[Trajectory], credits: Sequence[Credit]) -> Batch
     rows = [by_id[credit.trajectory_id] for credit in credits]
     for row in rows:
         if (row.temperature, row.top_p) != (1.0, 1.0):
-            raise TrainingStopped(
-                f"{row.id} was sampled at temperature {row.temperature:g} and top_p {row.top_p:g}: training needs 1 and 1"
-            )
+            drawn = f"temperature {row.temperature:g} and top_p {row.top_p:g}"
+            raise TrainingStopped(f"{row.id} was sampled at {drawn}: training assumes 1 and 1")
     if not rows:
         raise TrainingStopped(f"no sampled token in {len(trajectories)} trajectories: there is nothing to train on")
     width = max(len(row.token_ids) for row in rows)

@@ -225,12 +225,12 @@ def settings(model: Path, run_dir: Path) -> dict[str, Any]:
     return {
         "student.model": str(model),
         "student.chat": "plain",
-        "student.max_turn_tokens": 6,
+        "student.max_turn_tokens": 4,
         "env.options": {"tasks": "reasoning_gym:chain_sum", "action_format": "line", "max_turns": 2},
-        "evaluation": {"options": {"task_options": {"size": 4, "seed": 99}}, "episodes": 4, "every": 1},
+        "evaluation": {"options": {"task_options": {"size": 2, "seed": 99}}, "episodes": 2, "every": 1},
         "rollout": {"tasks_per_step": 2, "group_size": 3, "max_rows": 4},
         "learner": {"lora_rank": 2, "learning_rate": 0.01},
-        "steps": 3,
+        "steps": 2,
         "checkpoint_every": 2,
         "run_dir": str(run_dir),
     }
@@ -240,7 +240,7 @@ class Watching(Display):
     """Does something when a phase begins, after ``steps`` steps."""
 
     def __init__(self, phase: str, steps: int, action: Callable[[], None]) -> None:
-        super().__init__(3, Console(file=io.StringIO()))
+        super().__init__(2, Console(file=io.StringIO()))
         self._when, self._left, self._act = phase, steps, action
 
     def step(self, row: Any) -> None:
@@ -273,7 +273,7 @@ def test_ctrl_c_in_any_phase_stops_cleanly_and_the_run_goes_on(
     assert stopped.steps == (2 if phase == "update" else 1)  # an update that has begun is finished
     assert until(no_tool_threads)
     resumed = train(teacher=Fickle(), resume=tmp_path / "run", display=Watching("never", 9, lambda: None))
-    assert resumed.steps == 3
+    assert resumed.steps == 2
     assert trajectories(resumed.path) == trajectories(whole.path)
     assert resumed.evaluations == whole.evaluations
 
@@ -281,7 +281,7 @@ def test_ctrl_c_in_any_phase_stops_cleanly_and_the_run_goes_on(
 def test_a_teacher_that_is_gone_for_a_while_stops_the_run_which_then_goes_on(
     whole: RunResult, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = Watching("rollout", 2, lambda: monkeypatch.setattr(Fickle, "away", True))
+    gone = Watching("rollout", 1, lambda: monkeypatch.setattr(Fickle, "away", True))
     with pytest.raises(
         TrainingStopped, match=r"100% of the teacher's scores are missing.*timeout \(connection refused"
     ):

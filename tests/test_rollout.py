@@ -21,9 +21,9 @@ from ovd_gym.config import LearnerConfig
 from ovd_gym.credit import CreditConfig, assign_credit
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.envs.math_qa import MathEnv
-from ovd_gym.errors import InfrastructureError
+from ovd_gym.errors import ConfigError, InfrastructureError, TrainingStopped
 from ovd_gym.learner import Learner
-from ovd_gym.llm.base import GREEDY, Sampling
+from ovd_gym.llm.base import GREEDY, Decoding, Sampling
 from ovd_gym.llm.decoder import Decoder
 from ovd_gym.llm.shelf import common_prefix
 from ovd_gym.llm.transformers_lm import TransformersLM, sample_tokens
@@ -177,6 +177,34 @@ def test_sampling_follows_the_distribution() -> None:
     assert shares.tolist() == pytest.approx([0.1, 0.6, 0.0, 0.3], abs=1e-3)
     assert torch.allclose(logprobs.exp(), torch.tensor([0.1, 0.6, 0.0, 0.3])[tokens], atol=1e-6)
     assert set(sample_tokens(logits, uniforms, GREEDY)[0].tolist()) == {1}
+
+
+def test_other_decodings_draw_otherwise_and_record_the_same_logprobs() -> None:
+    probs = torch.tensor([0.1, 0.6, 0.0, 0.3])
+    logits, uniforms = torch.log(probs).expand(20_000, 4), ((torch.arange(20_000) + 0.5) / 20_000).tolist()
+    for decoding, expected in (
+        (Decoding(temperature=0.5), probs**2 / (probs**2).sum()),
+        (Decoding(top_p=0.85), torch.tensor([0.0, 2 / 3, 0.0, 1 / 3])),
+        (Decoding(top_p=0.5), torch.tensor([0.0, 1.0, 0.0, 0.0])),
+    ):
+        tokens, logprobs = sample_tokens(logits, uniforms, decoding)
+        shares = torch.bincount(tokens, minlength=4) / 20_000
+        assert shares.tolist() == pytest.approx(expected.tolist(), abs=1e-3)
+        assert torch.allclose(logprobs.exp(), probs[tokens], atol=1e-6)
+    for wrong in ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}):
+        with pytest.raises(ConfigError, match="top_p in"):
+            Decoding(**wrong)
+
+
+def test_what_was_not_sampled_as_training_assumes_is_not_trained(
+    tiny: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, adders: Adders
+) -> None:
+    envs = adders(2)
+    cool = rollout(envs[0].tasks[:1], envs, student(tiny, tokenizer), group_size=2, decoding=Decoding(0.7, 0.9))
+    assert {(t.temperature, t.top_p) for t in cool} == {(0.7, 0.9)}
+    credits = assign_credit(cool, [], CreditConfig(arm="grpo"))
+    with pytest.raises(TrainingStopped, match=r"rollout/0/0 was sampled at temperature 0.7 and top_p 0.9"):
+        pack(cool, credits)
 
 
 def test_running_out_of_context_is_a_truncation(
