@@ -11,7 +11,7 @@ import griffe
 
 _ROLE = re.compile(r":[a-z]+:`~?(?:[\w.]*\.)?([\w]+(?:\(\))?)`")
 _BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-_SOURCES = ("ovd_gym.config", "ovd_gym.credit", "ovd_gym.selection", "ovd_gym.health")
+_SOURCES = ("ovd_gym.schedule", "ovd_gym.config", "ovd_gym.credit", "ovd_gym.selection", "ovd_gym.health")
 
 
 class PlainRoles(griffe.Extension):
@@ -42,7 +42,8 @@ def plain(text: str) -> str:
 
 def reference() -> str:
     """Every section of a configuration with its keys, defaults and meanings, read from the source."""
-    classes = {name: member for source in _SOURCES for name, member in griffe.load(source).classes.items()}
+    loader = griffe.GriffeLoader()  # one for all: keys may be inherited from another module's class
+    classes = {name: member for source in _SOURCES for name, member in loader.load(source).classes.items()}
     top = classes["TrainConfig"]
     sections = {key: re.search(r"\w+Config", str(a.annotation)) for key, a in top.attributes.items()}
     parts = [_section("Top level", top, skip={key for key, found in sections.items() if found})]
@@ -63,7 +64,7 @@ def _section(title: str, config: Any, skip: set[str] | frozenset[str] = frozense
     rows = [
         f"| `{name}` | `{_type(key.annotation)}` | {_default(key)} | {_meaning(key)} |"
         for name, key in config.attributes.items()
-        if name not in skip and "property" not in key.labels
+        if name not in skip | {"model_config"} and "property" not in key.labels
     ]
     lines = ["| key | takes | default | meaning |", "|---|---|---|---|", *rows]
     return f"## {title}\n\n{plain(config.docstring.value)}\n\n" + "\n".join(lines)

@@ -10,8 +10,6 @@ from ovd_gym.records import Record
 
 __all__ = ["FREE_RUNNING", "LOCK_STEP", "Schedule"]
 
-Seconds = Annotated[float, Field(gt=0)] | None
-
 
 class Schedule(Record):
     """Tools of different episodes always run side by side, and while the agent speaks to others."""
@@ -24,11 +22,11 @@ class Schedule(Record):
     """Episodes under way at a time: others begin when these end. Each holds its environment and its cache."""
     tool_threads: Annotated[int, Field(ge=1)] = 32
     """Environment calls that run side by side."""
-    tool_timeout_s: Seconds = 600.0
+    tool_timeout_s: Annotated[float, Field(gt=0)] | None = 600.0
     """For one environment call: a tool with the grading, or a reset. None: no deadline."""
-    turn_timeout_s: Seconds = None
+    turn_timeout_s: Annotated[float, Field(gt=0)] | None = None
     """For one turn of the agent, waiting for room in the batch included. None: no deadline."""
-    episode_timeout_s: Seconds = None
+    episode_timeout_s: Annotated[float, Field(gt=0)] | None = None
     """For one episode, from its reset on. None: no deadline."""
 
 
