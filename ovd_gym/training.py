@@ -193,7 +193,7 @@ def _evenly(trajectories: Sequence[Trajectory]) -> list[Credit]:
 
 
 class _Stopped(Exception):
-    """Ctrl-C, noticed between two turns: weights and optimiser are those of the last complete step."""
+    """Ctrl-C, noticed during a rollout: weights and optimiser are those of the last complete step."""
 
 
 def _due(done: int, config: TrainConfig) -> bool:
@@ -239,7 +239,7 @@ def _interruptible(display: Display) -> Iterator[Any]:
         if flag:
             raise KeyboardInterrupt
         flag.append(number)
-        display.say("stopping at the end of this turn; Ctrl-C again stops at once, without saving this step")
+        display.say("stopping; Ctrl-C again stops at once and saves nothing of the steps since the last checkpoint")
 
     try:
         before = signal.signal(signal.SIGINT, note)
