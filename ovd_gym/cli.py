@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 import ovd_gym
-from ovd_gym import cli_fit, cli_search, cli_teachers
+from ovd_gym import cli_fit, cli_report, cli_search, cli_teachers
 from ovd_gym.errors import ConfigError, OvdGymError
 
 __all__ = ["app", "main"]
@@ -30,6 +30,7 @@ app = typer.Typer(
 app.add_typer(cli_search.app)
 app.add_typer(cli_teachers.app)
 app.add_typer(cli_fit.app)
+app.add_typer(cli_report.app)
 
 
 @app.callback(invoke_without_command=True)

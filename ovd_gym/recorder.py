@@ -155,6 +155,20 @@ class Recorder:
         trajectories = load_jsonl(self._episodes("trajectories", kind, step), Trajectory)
         return [(trajectory, critiques.get(trajectory.id)) for trajectory in trajectories]
 
+    def count(self, kind: Kind, step: int) -> int:
+        """Number of recorded episodes of one step or evaluation; 0 where they were deleted to save room."""
+        file = self._episodes("trajectories", kind, step)
+        return file.read_bytes().count(b"\n") if file.is_file() else 0
+
+    def versions(self) -> dict[str, str]:
+        """Of Python and the libraries that the run was made with."""
+        found: dict[str, str] = json.loads((self.path / "versions.json").read_text(encoding="utf-8"))
+        return found
+
+    def credits(self, step: int) -> dict[str, Credit]:
+        """What the update of training step ``step`` followed, by trajectory id."""
+        return {credit.trajectory_id: credit for credit in load_jsonl(self._episodes("credits", "step", step), Credit)}
+
     def checkpoint(self, learner: Learner, step: int) -> None:
         """Save the learner after ``step`` training steps, unless that has been done, and prune older checkpoints."""
         path = self.path / "checkpoints" / f"step-{step:05d}"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ovd_gym.config import load_config
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.envs.tools import tool
 from ovd_gym.errors import InfrastructureError
-from ovd_gym.records import Task
+from ovd_gym.recorder import Recorder
+from ovd_gym.records import Step, Task, ToolCall, Trajectory
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -86,3 +89,50 @@ def tiny(tiny_folder: Path) -> LlamaForCausalLM:
 def adders() -> Callable[[int], list[ToolEnv]]:
     """A maker of Adder worlds that speak the line format."""
     return lambda count: [Adder(adding_tasks(10), action_format="line", max_turns=4) for _ in range(count)]
+
+
+@pytest.fixture(scope="session")
+def played(tokenizer: PreTrainedTokenizerFast) -> Callable[..., Trajectory]:
+    """A maker of episodes from text, token by token; ``steps`` are (what was said, what came back)."""
+
+    def play(
+        name: str = "a",
+        steps: Sequence[tuple[str, str]] = (("add: 6 7", "13"), ("answer: 13", "13")),
+        reward: float | None = 1.0,
+        question: str = "What is 6 + 7?",
+        **fields: Any,
+    ) -> Trajectory:
+        ids = tokenizer(question).input_ids
+        made = []
+        for said, heard in steps:
+            start, spoken = len(ids), tokenizer(said).input_ids
+            ids = [*ids, *spoken, *tokenizer(heard).input_ids]
+            call = ToolCall(name=said.partition(":")[0])
+            made.append(Step(text=said, start=start, end=start + len(spoken), call=call, observation=heard))
+        sampled = {i for step in made for i in range(step.start, step.end)}
+        rest = {"group_id": "g", "status": "failed" if reward is None else "terminated", "answer": "13"} | fields
+        return Trajectory(
+            id=name,
+            task=Task(id="t", question=question, answers=("13", "thirteen")),
+            steps=tuple(made),
+            token_ids=tuple(ids),
+            logprobs=tuple(-0.25 if i in sampled else 0.0 for i in range(len(ids))),
+            reward=reward,
+            **rest,
+        )
+
+    return play
+
+
+@pytest.fixture(scope="session")
+def run_folder(tokenizer: PreTrainedTokenizerFast) -> Callable[..., Recorder]:
+    """A maker of run folders without training: ``sections`` are the arguments of :meth:`Recorder.record`."""
+
+    def write(path: Path, *sections: tuple[Any, ...], **config: Any) -> Recorder:
+        recorder = Recorder.create(path, load_config({"student": {"model": "tiny"}, **config}), tokenizer)
+        for section in sections:
+            recorder.record(*section)
+        recorder.close()
+        return recorder
+
+    return write

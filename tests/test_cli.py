@@ -63,7 +63,7 @@ def test_a_run_prints_its_results_and_paths_last(tiny_folder: Path, tmp_path: Pa
     *_, before, after, folder, curve, page = result.stdout.splitlines()
     assert before.startswith("accuracy after   0 steps: 0.000 [0.000, 0.5")
     assert after.startswith("accuracy after   1 steps")
-    assert (folder, curve, page) == ("out", "out/curve.png", "out/transcripts.html")
+    assert (folder, curve, page) == ("out", "out/curve.png", "out/report.html")
     assert (tmp_path / page).is_file()
 
 

@@ -48,7 +48,7 @@ def test_training_examples(example: str, tmp_path: Path) -> None:
     out = run(f"examples/{example}.py", tmp_path)
     folder = tmp_path / next(line for line in out.splitlines() if line.startswith("runs/"))
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
-    assert (folder / "transcripts.html").is_file()
+    assert (folder / "report.html").is_file()
 
 
 def test_a_searcher_is_made_warmed_up_and_trained(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ PLUGINS = ("envs", "agents", "teachers")
 
 LAYERS = (
     # Top to bottom: a module imports from its own layer and from those below it, never from above.
-    {"__main__", "cli", "cli_search", "cli_teachers", "cli_fit"},
+    {"__main__", "cli", "cli_search", "cli_teachers", "cli_fit", "cli_report"},
     {"training", "critique", "findings", "fitting"},
     {"experience"},
     {"build", "evaluate", "explain", "bridges"},

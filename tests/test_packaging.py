@@ -51,7 +51,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path)
     names = {name for name in ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == files_of_package()
     assert {"ovd_gym/envs/base.py", "ovd_gym/teachers/base.py", "ovd_gym/py.typed"} <= names
-    assert "ovd_gym/report/transcripts.html.j2" in names
+    assert {"ovd_gym/report/report.html.j2", "ovd_gym/report/assets/main.js"} <= names
     assert any(name.startswith("ovd_gym/agents/") for name in names)
     assert any(name.startswith("ovd_gym/teachers/prompts/") for name in names)
 
@@ -73,8 +73,8 @@ def test_the_wheel_works_away_from_the_tree(wheel: Path, tmp_path: Path) -> None
     ZipFile(wheel).extractall(tmp_path)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import ovd_gym.envs.base, ovd_gym.teachers.base, ovd_gym.report.transcripts as t\n"
-        "print(ovd_gym.envs.base.__file__); assert '<h1>hello</h1>' in t.render_transcripts([], 'hello')"
+        "import ovd_gym.envs.base, ovd_gym.teachers.base, ovd_gym.report.page as p\n"
+        "print(ovd_gym.envs.base.__file__); assert '<h1>hello</h1>' in p.render_page('hello', {}, {})"
     )
     command = [sys.executable, "-W", "error", "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)

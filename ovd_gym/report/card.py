@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import yaml
@@ -17,7 +16,6 @@ def model_card(recorder: Recorder) -> str:
     config = recorder.config
     teacher = config.teacher.name if config.teacher else "none"
     front = {"library_name": "transformers" if config.learner.lora_rank == 0 else "peft", "tags": ["ovd-gym"]}
-    versions = json.loads((recorder.path / "versions.json").read_text(encoding="utf-8"))
     helped = (
         f"\nThe teacher spoke to the student while it trained (`{config.feedback.when}`).\n" if config.feedback else ""
     )
@@ -43,7 +41,7 @@ def model_card(recorder: Recorder) -> str:
             yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True), sort_keys=False).strip(),
             "```",
             "",
-            "Made with " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
+            "Made with " + ", ".join(f"{name} {version}" for name, version in recorder.versions().items()) + ".",
             "",
         ]
     )

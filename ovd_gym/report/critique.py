@@ -1,7 +1,6 @@
 """What was measured of teachers as one self-contained HTML file: numbers, promise against outcome, transcripts.
 
-As in :mod:`ovd_gym.report.transcripts` no text is trusted: everything is escaped, and the page's own policy forbids
-scripts and any request.
+No text is trusted: everything is escaped, and the page's own policy forbids scripts and any request.
 """
 
 from __future__ import annotations

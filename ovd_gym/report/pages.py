@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ovd_gym.records import Score
 
-__all__ = ["hue", "number", "template"]
+__all__ = ["hue", "template"]
 
 RED_TO_GREEN = 125
 """Degrees on the colour wheel from the worst score to the best."""
@@ -19,14 +19,9 @@ def hue(score: Score | None) -> str:
     return f"--hue: {RED_TO_GREEN * score.u:.0f}; --sat: 1" if score is not None and score.valid else ""
 
 
-def number(value: float | None) -> str:
-    """A reward as short as it can be said: ``1``, ``0.25``; a dash where there is none."""
-    return "–" if value is None else f"{value:.3g}"
-
-
 @cache
 def template(name: str) -> Template:
-    """The page template ``name``, with the filters ``hue`` and ``number``."""
+    """The page template ``name``, with the filter ``hue``."""
     environment = Environment(
         loader=PackageLoader("ovd_gym.report", "."),
         autoescape=True,
@@ -34,5 +29,5 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"hue": hue, "number": number}
+    environment.filters["hue"] = hue
     return environment.get_template(name)
