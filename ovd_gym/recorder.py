@@ -47,6 +47,7 @@ __all__ = ["Kind", "Recorder", "load_checkpoint", "save_checkpoint"]
 Kind = Literal["step", "eval"]
 _EPISODES = ("trajectories", "critiques", "credits")
 _STATE = "state.json"
+_WEIGHTS = ("weights.safetensors", "optimizer.safetensors")
 
 
 class Recorder:
@@ -196,8 +197,8 @@ def save_checkpoint(path: Path, learner: Learner, step: int) -> None:
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=_made(path.parent)))
     try:
         weights, moments = learner.state()
-        save_file(_contiguous(weights), staged / "weights.safetensors")
-        save_file(_contiguous(moments), staged / "optimizer.safetensors")
+        save_file(_contiguous(weights), staged / _WEIGHTS[0])
+        save_file(_contiguous(moments), staged / _WEIGHTS[1])
         sums = {file.name: _sha256(file) for file in staged.iterdir()}
         (staged / _STATE).write_text(json.dumps({"step": step, "sha256": sums}), encoding="utf-8")
         staged.chmod(0o755)
@@ -216,11 +217,10 @@ def load_checkpoint(path: Path, learner: Learner) -> int:
     advice = "; delete it to resume from the one before, or from the start"
     try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        for name, expected in state["sha256"].items():
-            if _sha256(path / name) != expected:
+        for name in _WEIGHTS:  # these, whatever else a state from elsewhere may name
+            if _sha256(path / name) != state["sha256"][name]:
                 raise DataError(f"{damaged} (checksum of {name}){advice}")
-        weights = load_file(path / "weights.safetensors")
-        moments = load_file(path / "optimizer.safetensors")
+        weights, moments = (load_file(path / name) for name in _WEIGHTS)
         step = int(state["step"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(f"{damaged} ({type(error).__name__}: {error}){advice}") from None
@@ -257,16 +257,24 @@ def _made(path: Path) -> Path:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """Complete lines of a JSON-lines file; a last line cut short by a crash is left out."""
+    """Complete lines of a JSON-lines file; a last line cut short by a crash is left out.
+
+    Raises DataError for a line that is none of ours: file names are made from ``step``, so it is a number.
+    """
     if not path.exists():
         return []
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
         if line.endswith("\n"):
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError as error:
                 raise DataError(f"{path}:{number}: not JSON ({error}): the file is damaged") from None
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int) or row["step"] < 0:
+                raise DataError(
+                    f"{path}:{number}: expected an object whose step is a number from 0: {line.strip()[:60]}"
+                )
+            rows.append(row)
     return rows
 
 

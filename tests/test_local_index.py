@@ -322,6 +322,9 @@ def damage(path: Path, how: str) -> None:
             manifest.unlink()
         case "count":
             manifest.write_text(json.dumps(content | {"documents": 4}))
+        case "way out":
+            (path / "secret").write_text("key")
+            manifest.write_text(json.dumps(content | {"files": {"../secret": {"bytes": 1, "crc32": 0}}}))
         case "meta":
             meta = path / "segments" / "meta.json"
             meta.write_bytes(b" " * meta.stat().st_size)
@@ -336,6 +339,7 @@ def damage(path: Path, how: str) -> None:
         ("foreign", "not an index of ovd-gym: format"),
         ("garbled", "not an index of ovd-gym"),
         ("no manifest", "not an index"),
+        ("way out", "not an index of ovd-gym: files"),
         ("count", "5 documents instead of 4"),
         ("meta", "damaged, or of another version of tantivy"),
     ],

@@ -307,6 +307,25 @@ def test_scripts_and_style_make_no_request_and_no_markup() -> None:
         assert not requests + markup, asset.name
 
 
+def test_a_link_in_a_run_folder_leads_nowhere(recorder: Recorder, tmp_path: Path) -> None:
+    """Run folders come from elsewhere: a link in one must not make the report overwrite what it points to."""
+    precious = tmp_path / "precious"
+    precious.write_text("untouched")
+    for name in ("report.html", ".report.html.new"):
+        (recorder.path / name).symlink_to(precious)
+    report_on({"run": recorder}, recorder.path / "report.html")
+    assert precious.read_text() == "untouched"
+    assert blocks(recorder.path / "report.html")["overview"]
+
+
+@pytest.mark.parametrize("step", ["../../../secret", -1, None, [1]])
+def test_a_step_is_a_number_before_it_is_part_of_a_path(recorder: Recorder, tmp_path: Path, step: object) -> None:
+    with (recorder.path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step}) + "\n")
+    with pytest.raises(DataError, match=r"metrics.jsonl:5: expected an object whose step is a number"):
+        report_on({"run": recorder}, tmp_path / "page.html")
+
+
 # The command -----------------------------------------------------------------------------------------------
 
 

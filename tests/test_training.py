@@ -198,7 +198,7 @@ def test_resuming_without_any_checkpoint_starts_over(finished: RunResult, tmp_pa
     same_run(finished.path, path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "state"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "state", "no sums"])
 def test_a_damaged_checkpoint_is_named(finished: RunResult, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "damaged"
     shutil.copytree(finished.path, path)
@@ -212,6 +212,8 @@ def test_a_damaged_checkpoint_is_named(finished: RunResult, tmp_path: Path, dama
         weights.write_bytes(data)
     elif damage == "missing":
         weights.unlink()
+    elif damage == "no sums":  # nothing to compare with is no reason to trust it
+        (folder / "state.json").write_text('{"step": 4, "sha256": {}}')
     else:
         (folder / "state.json").write_text("{")
     before = (path / "metrics.jsonl").read_text()

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ovd_gym.envs.web_search.base import Passage
 from ovd_gym.envs.web_search.index_query import ANALYSER
@@ -31,6 +31,10 @@ __all__ = ["Manifest", "check_target", "read_manifest", "segments_of", "staged",
 
 VERSION = 1
 _FILE = "manifest.json"
+
+
+FileName = Annotated[str, Field(pattern=r"^\.?\w[\w.-]*$")]
+"""No way out of a folder: an index may come from elsewhere."""
 
 
 class StoredFile(Record):
@@ -51,7 +55,7 @@ class Manifest(Record):
     fields: tuple[str, ...] = tuple(Passage.model_fields)
     analyser: str = ANALYSER
     tantivy: str
-    files: dict[str, StoredFile]
+    files: dict[FileName, StoredFile]
     """By their names in ``segments``."""
 
 

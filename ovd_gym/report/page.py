@@ -64,8 +64,11 @@ def write_page(path: Path, title: str, first: Mapping[str, str], later: Mapping[
     """Write the page to ``path``, whole or not at all. Raises :class:`DataError` if that is not possible."""
     staged = path.with_name(f".{path.name}.new")
     try:
+        staged.unlink(missing_ok=True)
+        # "x": a run folder from elsewhere may hold a link of that name to some other file.
         # Half of a surrogate pair can stand in a file's name, but not in UTF-8.
-        staged.write_text(render_page(title, first, later), encoding="utf-8", errors="backslashreplace")
+        with staged.open("x", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(render_page(title, first, later))
         os.replace(staged, path)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from None
