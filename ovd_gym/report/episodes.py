@@ -117,6 +117,8 @@ def body(episode: Episode, vocabulary: Vocabulary | None) -> dict[str, Any]:
     earned = credit and (credit.rewards or credit.advantages)
     credits = earned or (None,) * len(trajectory.steps)
     joined = "".join(map(vocabulary.text, trajectory.token_ids)) if vocabulary else ""
+    if max(joined, default="") > "\uffff":  # characters that a browser counts twice
+        joined = ""
     return {
         "id": trajectory.id,
         "group": trajectory.group_id,
@@ -154,8 +156,8 @@ def _step(joined: str, step: Step, score: Score | None, credit: float | None) ->
 
 
 def _place(text: str, joined: str) -> str | list[int]:
-    """``text``, or where ``joined`` holds it; characters that a browser counts twice are not counted at all."""
-    start = joined.find(text) if len(text) > 8 and max(joined, default="") <= "\uffff" else -1
+    """``text``, or where ``joined`` holds it, if that is shorter to say."""
+    start = joined.find(text) if len(text) > 8 else -1
     return text if start < 0 else [start, start + len(text)]
 
 
