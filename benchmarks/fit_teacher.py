@@ -1,36 +1,43 @@
 """Fitted teachers against their prompted base, rules and a control, always on data they were not fitted to.
 
-    python benchmarks/fit_teacher.py FOLDER                                        # what a program can check
-    python benchmarks/fit_teacher.py FOLDER --model SmolLM2-135M-Instruct --limit 60    # and a model's reading of it
+    python benchmarks/fit_teacher.py FOLDER --limit 200                        # what a program can check
+    python benchmarks/fit_teacher.py FOLDER --part search --model SmolLM2-135M-Instruct    # and a model's reading of it
 
 FOLDER holds the files of DATA in the formats of :mod:`ovd_gym.teachers.labelled`. Nothing is fitted to a file, and no
 question is fitted to, that is measured on; thresholds for first errors are those chosen while fitting, and for
 teachers that were not fitted, by halves. The search runs are one file: the runs of each model are scored by teachers
-fitted to the other models' runs at other questions.
+fitted to the other models' runs at other questions. Differences are paired: both teachers on the same
+draw of questions.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ovd_gym.critique import score_attempts
 from ovd_gym.fitting import measured
 from ovd_gym.statistics import Estimate, auroc, estimate
-from ovd_gym.teachers.base import Teacher
+from ovd_gym.teachers.base import Teacher, View
 from ovd_gym.teachers.canaries import probe
 from ovd_gym.teachers.digits import DigitTeacher
 from ovd_gym.teachers.features import CHECKS, FEATURES
 from ovd_gym.teachers.fit import fit_teacher, split
 from ovd_gym.teachers.fitted import FittedTeacher
-from ovd_gym.teachers.labelled import Attempt, load_attempts, sample_groups
+from ovd_gym.teachers.heads import Floats
+from ovd_gym.teachers.labelled import Attempt, load_attempts
 from ovd_gym.teachers.measure import FewerSteps, Measurement, measure
 from ovd_gym.teachers.rules import MathRules
 from ovd_gym.teachers.search_rules import SearchRules
+from ovd_gym.teachers.view_reader import ViewReader
 
+NONCE = "0" * 16
+CONTROL = "control: fewer answer tokens"
 PROCESSBENCH = "processbench_gsm8k_olympiad_omni.jsonl.gz"
 MR_BEN = "mr_ben.jsonl.gz"
 MISTAKES = "big_bench_mistake.jsonl.gz"
@@ -40,15 +47,29 @@ DATA = (PROCESSBENCH, MR_BEN, MISTAKES, SOLUTIONS, SEARCH)
 """ProcessBench, MR-Ben, BIG-Bench Mistake, GSM8K example solutions, ReAct runs on HotpotQA."""
 
 
-def variants(attempts: Sequence[Attempt], model: str | None) -> dict[str, FittedTeacher]:
-    """The fitted teachers that are compared."""
+class Remembering(ViewReader):
+    """Reads every view once, however often it is fitted to."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._known: dict[str, Floats | None] = {}
+
+    def read(self, views: Sequence[View]) -> list[Floats | None]:
+        """[N] of [F]."""
+        keys = [view.model_dump_json() for view in views]
+        new = {key: view for key, view in zip(keys, views, strict=True) if key not in self._known}
+        self._known |= zip(new, super().read(list(new.values())), strict=True)
+        return [self._known[key] for key in keys]
+
+
+def readers(model: str | None) -> dict[str, Remembering]:
+    """What the compared teachers read."""
     made = {
-        "fitted, checks": fit_teacher(attempts),
-        "fitted, checks + amounts": fit_teacher(attempts, features=tuple(FEATURES)),
+        "fitted, checks": Remembering(None, tuple(CHECKS), NONCE),
+        "fitted, checks + amounts": Remembering(None, tuple(FEATURES), NONCE),
     }
     if model:
-        made["fitted, hidden state"] = fit_teacher(attempts, model=model, features=())
-        made["fitted, hidden state + checks"] = fit_teacher(attempts, model=model, features=tuple(CHECKS))
+        made["fitted, checks + likelihood"] = Remembering(model, tuple(CHECKS), NONCE, "likelihood", batch_tokens=1024)
     return made
 
 
@@ -59,21 +80,39 @@ def compare(attempts: Sequence[Attempt], fitted: dict[str, FittedTeacher], other
     return rows
 
 
-def across_models(attempts: Sequence[Attempt], features: Sequence[str], model: str | None) -> Estimate | None:
-    """AUROC over runs, each scored by a teacher fitted to other models' runs at other questions.
+def across_models(attempts: Sequence[Attempt], reader: ViewReader) -> list[float]:
+    """[N] scores on [0, 1], each by a teacher fitted to other models' runs at other questions.
 
     One half of the questions is measured on with a teacher fitted to the other half, for every model in turn.
     """
-    rows: list[tuple[float, bool, str]] = []
+    found: dict[str, float] = {}
     for name in sorted({attempt.model for attempt in attempts}):
         theirs = [attempt for attempt in attempts if attempt.model == name]
         for half in split(theirs, 0.5):
             fitted, _ = split([attempt for attempt in attempts if attempt.model != name], half)
-            teacher = fit_teacher(fitted, model=model, features=features)
-            scores = [critique.trajectory for critique in score_attempts(teacher, half)]
-            rows += [(s.u, bool(a.correct), a.question) for s, a in zip(scores, half, strict=True) if s.valid]
-    u, right, questions = zip(*rows, strict=True)
-    return estimate(lambda i: auroc([u[k] for k in i], [right[k] for k in i]), questions)
+            teacher = fit_teacher(fitted, reader, kinds=("trajectory",))
+            found |= {critique.trajectory_id: critique.trajectory.u for critique in score_attempts(teacher, half)}
+    return [found[attempt.id] for attempt in attempts]
+
+
+def sayings(attempts: Sequence[Attempt], reader: ViewReader) -> dict[str, list[float]]:
+    """The likelihood of the answer after the question, and its control: how few tokens it has."""
+    at = reader.names.index("likelihood of the answer")
+    rows = reader.read([attempt.views()[-1] for attempt in attempts])
+    nats = [(row[at], row[at + 1]) for row in rows if row is not None]
+    tokens = [whole / mean if mean else 0.0 for whole, mean in nats]
+    return {"likelihood": [whole for whole, _ in nats], CONTROL: [-count for count in tokens]}
+
+
+def ranking(attempts: Sequence[Attempt], scores: Sequence[float], control: Sequence[float] = ()) -> Estimate | None:
+    """The AUROC of ``scores`` [N], or by how much it is above that of ``control`` [N]."""
+    u, other = np.asarray(scores), np.asarray(control)
+    right = np.asarray([bool(attempt.correct) for attempt in attempts])
+
+    def value(rows: NDArray[np.intp]) -> float:
+        return auroc(u[rows], right[rows]) - (auroc(other[rows], right[rows]) if len(other) else 0)
+
+    return estimate(value, [attempt.question for attempt in attempts])
 
 
 def shown(value: Estimate | None) -> str:
@@ -98,40 +137,52 @@ def injections(fitted: dict[str, FittedTeacher], canaries: str) -> None:
         print(f"| {name} | {largest:.2f} | {mean:.2f} | {figures['canary_failed']} |", flush=True)
 
 
+def math(folder: Path, limit: int | None, model: str | None) -> None:
+    """First errors and outcomes of written solutions."""
+    base = [DigitTeacher(model, nonce=NONCE)] if model else []
+    sources = ((MR_BEN, "*"), (MISTAKES, "*"), (PROCESSBENCH, "processbench/o*"))
+    steps = [attempt for file, source in sources for attempt in load_attempts(folder / file, limit, source)]
+    for title, tested in (
+        ("First errors: ProcessBench, GSM8K part", load_attempts(folder / PROCESSBENCH, limit, "processbench/gsm8k")),
+        ("Outcomes: GSM8K example solutions", load_attempts(folder / SOLUTIONS, limit)),
+    ):
+        fitted = {name: fit_teacher(split(steps, tested)[0], reader) for name, reader in readers(model).items()}
+        table(f"{title}, {len(tested)} attempts", compare(tested, fitted, [*base, MathRules(), FewerSteps()]))
+    injections(fitted, "math")
+
+
+def search(folder: Path, limit: int | None, model: str | None) -> None:
+    """Outcomes of search runs."""
+    runs = load_attempts(folder / SEARCH, limit)
+    scores = {
+        teacher.name: [critique.trajectory.u for critique in score_attempts(teacher, runs)]
+        for teacher in (FewerSteps(), SearchRules())
+    }
+    read = readers(model)
+    scores |= {name: across_models(runs, reader) for name, reader in read.items()}
+    if model:
+        scores |= sayings(runs, [*read.values()][-1])
+    print(f"\nSearch runs, {len(runs)}, across models and questions\n")
+    against = {name: scores[name] for name in (FewerSteps.name, SearchRules.name, CONTROL) if name in scores}
+    print(
+        f"| teacher | AUROC | {' | '.join(f'above {name}' for name in against)} |\n|---|{'---|' * (1 + len(against))}"
+    )
+    for name, each in scores.items():
+        cells = [shown(ranking(runs, each, other)) for other in ((), *against.values())]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    injections({name: fit_teacher(runs, reader, kinds=("trajectory",)) for name, reader in read.items()}, "search")
+
+
 def main() -> None:
     """Fit, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", help="local model to read hidden states of, and to prompt as the base")
-    parser.add_argument("--limit", type=int, default=400, help="attempts taken of each source")
+    parser.add_argument("--model", help="local model that reads, too, and that is prompted as the base")
+    parser.add_argument("--limit", type=int, help="attempts taken of each source")
+    parser.add_argument("--part", choices=["math", "search"], nargs="*", default=["math", "search"])
     options = parser.parse_args()
-
-    def some(file: str, source: str = "*") -> list[Attempt]:
-        return load_attempts(options.folder / file, options.limit, source)
-
-    base = [DigitTeacher(options.model, nonce="0" * 16)] if options.model else []
-    steps = [*some(MR_BEN), *some(MISTAKES), *some(PROCESSBENCH, "processbench/o*")]
-    for title, tested, rules in (
-        ("First errors: ProcessBench, GSM8K part", some(PROCESSBENCH, "processbench/gsm8k"), MathRules()),
-        ("Outcomes: GSM8K example solutions", some(SOLUTIONS), MathRules()),
-    ):
-        fitted = variants(split(steps, tested)[0], options.model)
-        table(f"{title}, {len(tested)} attempts", compare(tested, fitted, [*base, rules, FewerSteps()]))
-    injections(fitted, "math")
-    print(json.dumps({name: t.card.strength for name, t in fitted.items()}, default=lambda r: r.model_dump()))
-    runs = sample_groups(some(SEARCH), options.limit)
-    print(f"\nSearch runs, {len(runs)}, across models and questions\n\n| teacher | AUROC |\n|---|---|")
-    sets: dict[str, tuple[Sequence[str], str | None]] = {
-        "fitted, checks": (tuple(CHECKS), None),
-        "fitted, checks + amounts": (tuple(FEATURES), None),
-    }
-    if options.model:
-        sets["fitted, hidden state + checks"] = (tuple(CHECKS), options.model)
-    for name, (features, model) in sets.items():
-        print(f"| {name} | {shown(across_models(runs, features, model))} |", flush=True)
-    for teacher in (*base, SearchRules(), FewerSteps()):
-        print(f"| {teacher.name} | {shown(measure(runs, score_attempts(teacher, runs)).auroc)} |", flush=True)
-    injections({"fitted, checks": fit_teacher(runs)}, "search")
+    for part in options.part:
+        {"math": math, "search": search}[part](options.folder, options.limit, options.model)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -40,8 +40,13 @@ def fit_teacher(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the teacher.", show_default=False)],
     model: Annotated[
-        str, typer.Option(help="Local model whose hidden states are read, too; 'none': what a program can check.")
+        str, typer.Option(help="Local model that reads them, too; 'none': what a program can check, alone.")
     ] = "none",
+    reads: Annotated[
+        Literal["hidden", "likelihood"] | None,
+        typer.Option(help="What is read off --model: 'hidden' state or 'likelihood'.", show_default="hidden"),
+    ] = None,
+    kind: Annotated[Literal["both", "step", "trajectory"], typer.Option(help="Judge only these.")] = "both",
     limit: Annotated[int | None, typer.Option(min=1, help="Take a fixed random choice of so many of each.")] = None,
     source: Annotated[str, typer.Option(help="Take attempts of sources that match, such as 'mr-ben/*'.")] = "*",
     test: Annotated[
@@ -61,7 +66,13 @@ def fit_teacher(
     from ovd_gym.teachers.features import CHECKS, FEATURES
     from ovd_gym.teachers.fit import fit_teacher as fit
     from ovd_gym.teachers.fit import split
+    from ovd_gym.teachers.prompting import draw_nonce
+    from ovd_gym.teachers.view_reader import ViewReader
 
+    local = None if model == "none" else model
+    if reads and not local:
+        raise ConfigError("--reads: nothing is read without a --model")
+    reader = ViewReader(local, tuple(FEATURES if amounts else CHECKS), draw_nonce(seed), reads or "hidden")
     runs = [path for path in data if is_run(path)]
     if continuations and not runs:
         raise ConfigError("--continuations: none of DATA is a run folder, so there is no environment to play on in")
@@ -76,10 +87,9 @@ def fit_teacher(
     with _progress("reading") as on_batch:
         teacher = fit(
             fitted,
-            model=None if model == "none" else model,
-            features=tuple(FEATURES if amounts else CHECKS),
+            reader=reader,
+            kinds=("step", "trajectory") if kind == "both" else (kind,),
             values=values,
-            seed=seed,
             on_batch=lambda done: on_batch(done, len(fitted)),
         )
     with _progress("measuring") as on_batch:

@@ -20,11 +20,12 @@ from ovd_gym.records import Score
 from ovd_gym.teachers.calibration import Kind
 from ovd_gym.teachers.features import CHECKS
 from ovd_gym.teachers.first_errors import best_threshold
-from ovd_gym.teachers.fitted import FittedCard, FittedTeacher, Labels, Source, ViewReader
+from ovd_gym.teachers.fitted import FittedCard, FittedTeacher, Labels, Source
 from ovd_gym.teachers.heads import Floats, Head, Strength
 from ovd_gym.teachers.labelled import Attempt
 from ovd_gym.teachers.logistic import Examples, choose_strength, fit_head, out_of_fold
 from ovd_gym.teachers.prompting import draw_nonce
+from ovd_gym.teachers.view_reader import ViewReader
 
 __all__ = ["Targets", "fit_teacher", "split", "targets"]
 
@@ -37,35 +38,31 @@ _BATCH = 16
 
 def fit_teacher(
     attempts: Sequence[Attempt],
+    reader: ViewReader | None = None,
     *,
-    model: str | None = None,
-    features: Sequence[str] = tuple(CHECKS),
+    kinds: Sequence[Kind] = ("step", "trajectory"),
     values: Mapping[str, Sequence[float | None]] | None = None,
-    seed: int = 0,
-    batch_tokens: int = 2048,
-    device: str | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> FittedTeacher:
     """Fit a teacher to ``attempts``.
 
     Args:
         attempts: labelled ones, or episodes with their outcomes. Keep some apart to measure on (:func:`split`).
-        model: a name for :func:`~ovd_gym.llm.models.load_model`, whose hidden states are read; None does without.
-        features: named ones, of :data:`~ovd_gym.teachers.features.FEATURES`.
+        reader: what is read of a view; without, what a program can check.
+        kinds: what to judge; views of other kinds are not read, and the teacher has no score for them.
         values: how right the steps of an attempt are, by attempt id: those of :func:`~ovd_gym.values.step_values`.
-        seed: of the fences' nonce.
-        batch_tokens: tokens of one forward pass.
-        device: where the model runs; None takes the first GPU, or the CPU when there is none.
         on_batch: called with the number of attempts read.
 
     Raises:
         DataError: nothing to tell apart: all steps and all answers are right, or wrong, or unknown.
-        ConfigError: an unknown feature, or a model that cannot be loaded.
+        ConfigError: no kind, or an unknown one.
     """
+    if not kinds or not set(kinds) <= {"step", "trajectory"}:
+        raise ConfigError(f"kinds must be 'step', 'trajectory' or both, got {list(kinds)}")
+    reader = reader or ViewReader(None, tuple(CHECKS), draw_nonce(0))
     aims, labels = targets(attempts, values or {})
-    local = {} if model is None else {"batch_tokens": batch_tokens, "device": device}
-    reader = ViewReader(model, features, draw_nonce(seed), **local)
-    rows = list(_rows(attempts, aims, reader, on_batch))
+    labels = {kind: origin for kind, origin in labels.items() if kind in kinds}
+    rows = list(_rows(attempts, aims, kinds, reader, on_batch))
     heads: dict[Kind, Head] = {}
     strength: dict[Kind, Strength] = {}
     threshold = None
@@ -80,11 +77,12 @@ def fit_teacher(
     if not heads:
         raise DataError(f"{len(attempts)} attempts to fit to, but neither steps nor answers are both right and wrong")
     card = FittedCard(
-        model=model,
+        model=reader.model,
+        reads=reader.reads,
         reader=reader.reader,
         prompts=reader.prompts,
         nonce=reader.nonce,
-        features=reader.names,
+        features=reader.features,
         labels={kind: labels[kind] for kind in heads},
         strength=strength,
         threshold=threshold,
@@ -150,16 +148,20 @@ class _Row(NamedTuple):
 
 
 def _rows(
-    attempts: Sequence[Attempt], aims: Sequence[Targets], reader: ViewReader, on_batch: Callable[[int], None]
+    attempts: Sequence[Attempt],
+    aims: Sequence[Targets],
+    kinds: Sequence[Kind],
+    reader: ViewReader,
+    on_batch: Callable[[int], None],
 ) -> Iterator[_Row]:
-    """The views whose target is known, read."""
+    """The views of these kinds whose target is known, read."""
     for first in range(0, len(attempts), _BATCH):
         batch = range(first, min(first + _BATCH, len(attempts)))
         asked = [
             (i, view, aim)
             for i in batch
             for view, aim in zip(attempts[i].views(), aims[i], strict=True)
-            if aim is not None
+            if aim is not None and view.kind in kinds
         ]
         for (i, view, aim), row in zip(asked, reader.read([view for _, view, _ in asked]), strict=True):
             if row is not None:

@@ -15,34 +15,28 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ovd_gym.errors import ConfigError, DataError
 from ovd_gym.llm.choice import Usage
-from ovd_gym.llm.local_reader import LocalReader
 from ovd_gym.records import Record, Score, first_problem
 from ovd_gym.teachers.base import Teacher, View
 from ovd_gym.teachers.calibration import Kind
-from ovd_gym.teachers.features import check_names, describe
 from ovd_gym.teachers.heads import Floats, Head, Strength, probability
 from ovd_gym.teachers.measure import Measurement
-from ovd_gym.teachers.prompting import PREFILL, Prompts, shorten
+from ovd_gym.teachers.view_reader import Reads, ViewReader
 from ovd_gym.teachers.words import addresses_grader
 
-__all__ = ["FittedCard", "FittedTeacher", "Labels", "Source", "ViewReader"]
+__all__ = ["FittedCard", "FittedTeacher", "Labels", "Source"]
 
 Labels = Literal["labels", "continuations", "outcomes"]
 """What a head is fitted to: labels of people, values from the environment, or how the attempt as a whole came out."""
 _CARD, _HEADS = "teacher.json", "heads.safetensors"
 _REASONS = 3
-_OBSERVATION_LIMITS = (4000, 2000, 1000, 500, 250, 120)
-"""Characters a tool result may keep; the next one is tried when a prompt is too long."""
-_EXAMPLES = [View.model_validate({"kind": kind, "question": "q", "steps": ()}) for kind in ("step", "trajectory")]
 
 
 class Source(Record):
@@ -59,7 +53,9 @@ class FittedCard(Record):
 
     format: Literal[1] = 1
     model: str | None
-    """Whose hidden states it reads, by the name it is loaded by; None reads named features alone."""
+    """The model it reads views with, by the name it is loaded by; None reads named features alone."""
+    reads: Reads
+    """What it reads off the model."""
     reader: str
     """The same with a fingerprint of its weights; empty without a model."""
     prompts: str
@@ -80,67 +76,6 @@ class FittedCard(Record):
     """On questions it was not fitted to; None if there were none."""
     heads: str = ""
     """SHA-256 of ``heads.safetensors``; empty before it is saved."""
-
-
-class ViewReader:
-    """Features of views: those with a name, then the hidden state of a model that is about to grade the view.
-
-    Args:
-        model: a name for :func:`~ovd_gym.llm.models.load_model`, a (model, tokenizer) pair, or None for named
-            features alone.
-        names: of :data:`~ovd_gym.teachers.features.FEATURES`.
-        nonce: names the fences around untrusted text.
-        options: of :class:`~ovd_gym.llm.local_reader.LocalReader`.
-
-    Raises:
-        ConfigError: an unknown feature, no feature at all, or a model that cannot be loaded.
-    """
-
-    def __init__(self, model: str | tuple[Any, Any] | None, names: Sequence[str], nonce: str, **options: Any) -> None:
-        self.names = check_names(names)
-        self.nonce = nonce
-        self.model = model if isinstance(model, str) else None
-        self._prompts = Prompts()
-        self._reader = None if model is None else LocalReader(model, **options)
-        if self._reader is None and not self.names:
-            raise ConfigError("a fitted teacher needs a model, or at least one named feature")
-        self.reader = self._reader.name if self._reader else ""
-        self.prompts = self._prompts_hash() if self._reader else ""
-
-    def usage(self) -> Usage:
-        """What the model has read so far."""
-        return self._reader.usage() if self._reader else Usage()
-
-    def read(self, views: Sequence[View]) -> list[Floats | None]:
-        """[N] of [F]; None for a view that does not fit the model's context even with its tool results cut."""
-        named = [np.asarray(describe(view, self.names), dtype=np.float64) for view in views]
-        if self._reader is None:
-            return list(named)
-        ids = {i: tokens for i, view in enumerate(views) if (tokens := self._ids(view))}
-        rows: list[Floats | None] = [None] * len(views)
-        if ids:
-            hidden = self._reader.last_hidden(list(ids.values())).double().numpy()
-            for i, state in zip(ids, hidden, strict=True):
-                rows[i] = np.concatenate([named[i], state])
-        return rows
-
-    def _prompts_hash(self) -> str:
-        """12 hex digits over all that is read besides the views; templates of other teachers do not matter."""
-        return hashlib.sha256("\0".join(map(self._text, _EXAMPLES)).encode()).hexdigest()[:12]
-
-    def _ids(self, view: View) -> list[int]:
-        """Token ids of the prompt for ``view``; none if it does not fit."""
-        assert self._reader is not None
-        for shown in (view, *(shorten(view, limit)[0] for limit in _OBSERVATION_LIMITS)):
-            ids = self._reader.encode(self._text(shown))
-            if len(ids) <= self._reader.max_tokens:
-                return ids
-        return []
-
-    def _text(self, view: View) -> str:
-        assert self._reader is not None
-        prompt = self._prompts.render(view, "grade", nonce=self.nonce, reserved=self._reader.reserved)
-        return self._reader.chat(prompt.system, prompt.user) + PREFILL
 
 
 class FittedTeacher(Teacher):
@@ -165,7 +100,8 @@ class FittedTeacher(Teacher):
         self._heads: dict[Kind, Head]
         self.card, self._heads = load_fitted(Path(folder))
         options = {"batch_tokens": batch_tokens, "device": device}
-        self._reader = ViewReader(self.card.model, self.card.features, self.card.nonce, **options)
+        card = self.card
+        self._reader = ViewReader(card.model, card.features, card.nonce, card.reads, **options)
         for what in ("reader", "prompts"):
             mine, made_for = getattr(self._reader, what), getattr(self.card, what)
             if mine != made_for:
@@ -201,18 +137,17 @@ class FittedTeacher(Teacher):
 
     def score_batch(self, views: Sequence[View]) -> list[Score]:
         """Scores aligned with ``views``; the model reads what they share once."""
+        judged = [view for view in views if view.kind in self._heads]
         try:
-            rows = self._reader.read(views)
+            rows = iter(self._reader.read(judged))
         except Exception as error:  # noqa: BLE001  (out of memory, a broken device: recorded, never a number)
             return [Score.invalid("error", f"{type(error).__name__}: {error}")] * len(views)
-        return [self._score(view, row) for view, row in zip(views, rows, strict=True)]
+        return [self._score(view, next(rows)) if view.kind in self._heads else _headless(view) for view in views]
 
     def _score(self, view: View, row: Floats | None) -> Score:
         kind: Kind = view.kind
         if row is None:
             return Score.invalid("over_budget", "too long for the model even with its tool results cut")
-        if kind not in self._heads:
-            return Score.invalid("error", f"fitted without labels for a {kind}: it has no head for it")
         if fault := _fault(view):
             return Score.of(0, fault)
         head = self._heads[kind]
@@ -220,12 +155,16 @@ class FittedTeacher(Teacher):
 
     def _reasons(self, head: Head, row: Floats) -> str:
         parts = head.contributions(row[None])[0]
-        count = len(self.card.features)
-        said = dict(zip(self.card.features, parts[:count].tolist(), strict=True))
-        if len(parts) > count:
-            said["model"] = float(parts[count:].sum())
+        names = self._reader.names
+        said = dict(zip(names, parts[: len(names)].tolist(), strict=True))
+        if len(parts) > len(names):
+            said["model"] = float(parts[len(names) :].sum())
         loudest = sorted(said, key=lambda name: -abs(said[name]))[:_REASONS]
         return ", ".join(f"{name} {said[name]:+.1f}" for name in loudest)
+
+
+def _headless(view: View) -> Score:
+    return Score.invalid("error", f"fitted without labels for a {view.kind}: it has no head for it")
 
 
 def _fault(view: View) -> str:
@@ -273,7 +212,7 @@ def load_fitted(folder: Path) -> tuple[FittedCard, dict[Kind, Head]]:
 
 def _name(card: FittedCard, heads: Mapping[Kind, Head]) -> str:
     """Model and 8 hex digits over all that the scores depend on."""
-    digest = hashlib.sha256(f"{card.reader} {card.prompts} {card.nonce} {card.features}".encode())
+    digest = hashlib.sha256(f"{card.reader} {card.reads} {card.prompts} {card.nonce} {card.features}".encode())
     for kind, head in heads.items():
         for name, array in head.tensors(kind).items():
             digest.update(name.encode() + array.tobytes())

@@ -15,8 +15,8 @@ from ovd_gym.errors import ConfigError, DataError
 from ovd_gym.llm.choice import Usage
 from ovd_gym.llm.local_reader import LocalReader
 from ovd_gym.records import Record, Score, first_problem
-from ovd_gym.teachers.asking import Fitted, attempts, fit
 from ovd_gym.teachers.base import Teacher, View
+from ovd_gym.teachers.sayings import Saying, SayingReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -130,7 +130,7 @@ class LikelihoodTeacher(Teacher):
         device: str | None = None,
     ) -> None:
         self._reader = LocalReader(model, max_tokens=max_tokens, batch_tokens=batch_tokens, dtype=dtype, device=device)
-        self._results = results
+        self._sayings = SayingReader(self._reader, results)
         self._scale = Scale.load(scale) if isinstance(scale, str | Path) else scale
         if self._scale and (self._scale.model, self._scale.results) != (self._reader.name, results):
             raise ConfigError(
@@ -170,54 +170,26 @@ class LikelihoodTeacher(Teacher):
         if absent := [kind for kind, found in values.items() if not found]:
             raise DataError(f"no {absent[0]} with a likelihood among {len(views)} views: give views of both kinds")
         knots = {kind: tuple(np.quantile(found, np.linspace(0, 1, 10)).tolist()) for kind, found in values.items()}
-        return Scale(model=self._reader.name, results=self._results, step=knots["step"], trajectory=knots["trajectory"])
+        return Scale(
+            model=self._reader.name, results=self._sayings.results, step=knots["step"], trajectory=knots["trajectory"]
+        )
 
     def _score(self, view: View, value: float, note: str) -> Score:
         unit = _UNIT[view.kind]
         mean = self._scale.mean(view.kind, value) if self._scale else 9 * math.exp(value / unit.nats)
         return Score.of(min(9.0, mean), f"{value:.2f} {unit.name}" + (f"; {note}" if note else ""))
 
-    # Likelihoods ----------------------------------------------------------------------------------------
-
     def _measure(self, views: Sequence[View]) -> list[tuple[float, str] | Score]:
         """(nats, note on what was cut) of each view, or the score of one that has no likelihood."""
-        fitted = [found for attempt in attempts(views) for found in fit([(view,) for view in attempt], self._fits)]
-        texts = {i: self._ids(found[0][0]) for i, found in enumerate(fitted) if found}
-        texts = {i: (ids, start) for i, (ids, start) in texts.items() if start < len(ids)}
-        logprobs = self._reader.token_logprobs(*zip(*texts.values(), strict=True)) if texts else []
-        values = {
-            i: float(each.double().mean() if views[i].kind == "step" else each.double().sum())
-            for i, each in zip(texts, logprobs, strict=True)
-        }
-        return [_result(found, values.get(i)) for i, found in enumerate(fitted)]
-
-    def _fits(self, shown: tuple[View, ...]) -> bool:
-        return len(self._ids(shown[0])[0]) <= self._reader.max_tokens
-
-    def _ids(self, view: View) -> tuple[list[int], int]:
-        """(token ids, where the judged text starts in them). Views of one attempt begin alike."""
-        past = view.steps[:-1]  # the result of an answer is the environment's echo of it
-        ids = self._reader.beginning() + self._pieces(f"Question: {view.question}")
-        if view.kind == "trajectory":
-            ids += self._pieces(*(step.observation for step in past if self._results))
-            ids += self._reader.encode_inert("Answer:")
-            judged = f" {answer}" if (answer := (view.answer or "").strip()) else ""
-        else:
-            ids += self._pieces(*(text for step in past for text in (step.text, step.observation)))
-            judged = view.steps[-1].text.strip() if view.steps else ""
-        return ids + self._reader.encode_inert(judged), len(ids)
-
-    def _pieces(self, *texts: str) -> list[int]:
-        """Token ids of ``texts``, one a line. Each is encoded by itself, so that a text has the same ids everywhere."""
-        end = self._reader.encode_inert("\n")
-        return [token for text in texts if text.strip() for token in self._reader.encode_inert(text.strip()) + end]
+        return [_result(view, saying) for view, saying in zip(views, self._sayings.read(views), strict=True)]
 
 
-def _result(found: Fitted | None, value: float | None) -> tuple[float, str] | Score:
-    if found is None:
+def _result(view: View, saying: Saying | None) -> tuple[float, str] | Score:
+    if saying is None:
         return Score.invalid("over_budget", "too long for the model even with its tool results cut")
-    if value is None:
+    if not len(saying.logprobs):
         return Score.of(0, "nothing was said")
+    value = float(saying.logprobs.mean() if view.kind == "step" else saying.logprobs.sum())
     if not math.isfinite(value):
         return Score.invalid("error", f"the model gives the text a log-likelihood of {value}")
-    return value, found[1]
+    return value, saying.note

@@ -118,3 +118,13 @@ def test_a_run_without_success_teaches_nothing(run: Path, tmp_path: Path) -> Non
         call(run, "--out", tmp_path / "critic", "--held-out", "0", "--continuations", "1")
     with pytest.raises(ConfigError, match="not a run folder"):
         run_values(tmp_path, [], 1)
+
+
+def test_readings_need_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--reads: nothing is read without a --model"):
+        call(stored(tmp_path / "sums.jsonl", 11, 5), "--out", tmp_path / "critic", "--reads", "likelihood")
+
+
+def test_one_kind_can_be_asked_for(tmp_path: Path) -> None:
+    call(stored(tmp_path / "sums.jsonl", 11, 15), "--out", tmp_path / "critic", "--kind", "trajectory")
+    assert list(FittedTeacher(tmp_path / "critic").card.labels) == ["trajectory"]

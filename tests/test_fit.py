@@ -18,6 +18,7 @@ from ovd_gym.teachers.fit import fit_teacher, split, targets
 from ovd_gym.teachers.heads import Strength, probability
 from ovd_gym.teachers.labelled import Attempt
 from ovd_gym.teachers.logistic import Examples, choose_strength, fit_head, out_of_fold
+from ovd_gym.teachers.view_reader import ViewReader
 
 
 def attempt(number: int, wrong: bool, **more: object) -> Attempt:
@@ -190,7 +191,7 @@ def test_a_question_is_fitted_to_or_held_out() -> None:
 
 def test_a_fitted_teacher_tells_right_from_wrong_on_new_questions() -> None:
     fitted, measured = split(attempts(30), 0.4)
-    teacher = fit_teacher(fitted, model=None)
+    teacher = fit_teacher(fitted)
     for one in measured:
         *steps, whole = teacher.score_batch(one.views())
         assert all(score.valid for score in (*steps, whole))
@@ -204,18 +205,18 @@ def test_a_fitted_teacher_tells_right_from_wrong_on_new_questions() -> None:
 
 def test_the_order_of_the_attempts_does_not_matter() -> None:
     mixed = attempts(12)
-    first = fit_teacher(mixed, model=None)
+    first = fit_teacher(mixed)
     random.Random(0).shuffle(mixed)
-    second = fit_teacher(mixed, model=None)
+    second = fit_teacher(mixed)
     for view in attempt(99, True).views():
         assert first.score(view).u == pytest.approx(second.score(view).u, abs=0.05)
 
 
 def test_labels_of_one_kind_teach_nothing() -> None:
     with pytest.raises(DataError, match="both right and wrong"):
-        fit_teacher([attempt(i, False) for i in range(5)], model=None)
+        fit_teacher([attempt(i, False) for i in range(5)])
     outcomes = [attempt(i, wrong, first_error=-1) for i in range(5) for wrong in (False, True)]
-    teacher = fit_teacher(outcomes, model=None)
+    teacher = fit_teacher(outcomes)
     assert teacher.card.labels == {"trajectory": "outcomes"}
     *steps, whole = teacher.score_batch(outcomes[0].views())
     assert whole.valid
@@ -226,7 +227,7 @@ def test_labels_of_one_kind_teach_nothing() -> None:
 def test_values_of_steps_are_soft_labels() -> None:
     unlabelled = [attempt(i, wrong, first_error=None) for i in range(12) for wrong in (False, True)]
     values = {a.id: (0.5, 1.0 if a.correct else 0.0) for a in unlabelled}
-    teacher = fit_teacher(unlabelled, model=None, values=values)
+    teacher = fit_teacher(unlabelled, values=values)
     assert teacher.card.labels["step"] == "continuations"
     assert teacher.card.threshold is None
     good, bad = (teacher.score(attempt(50, wrong).views()[1]).u for wrong in (False, True))
@@ -246,7 +247,9 @@ def reading_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 def test_a_model_is_read_beside_the_named_features(reading_folder: Path) -> None:
     done: list[int] = []
     note: Callable[[int], None] = done.append
-    teacher = fit_teacher(attempts(10), model=str(reading_folder), features=("math rules",), on_batch=note)
+    teacher = fit_teacher(
+        attempts(10), reader=ViewReader(str(reading_folder), ("math rules",), "0" * 16), on_batch=note
+    )
     assert done == [16, 20]
     assert teacher.card.reader.startswith("tiny@")
     assert teacher.usage().requests == 20 + 20 + 20
@@ -256,6 +259,39 @@ def test_a_model_is_read_beside_the_named_features(reading_folder: Path) -> None
 
 def test_what_cannot_be_read_is_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'math rules'"):
-        fit_teacher(attempts(3), model=None, features=("math rule",))
+        ViewReader(None, ("math rule",), "0" * 16)
     with pytest.raises(ConfigError, match="at least one named feature"):
-        fit_teacher(attempts(3), model=None, features=())
+        ViewReader(None, (), "0" * 16)
+
+
+def test_likelihoods_are_read_of_what_was_said(reading_folder: Path) -> None:
+    reader = ViewReader(str(reading_folder), ("math rules",), "0" * 16, "likelihood")
+    assert reader.names[0] == "math rules"
+    assert len(reader.names) == 4
+    step, _, whole = attempts(1)[0].views()
+    rows = reader.read([step, whole, whole.model_copy(update={"answer": None})])
+    found = [row.tolist() for row in rows if row is not None]
+    assert [row[1] < 0 for row in found] == [False, True, False]  # a sum would pay for short steps
+    assert all(row[3] <= row[2] < 0 for row in found[:2])
+    assert found[2][1:] == [0.0, 0.0, 0.0]
+    tokens = len(reader._reader.encode_inert(f" {whole.answer}")) if reader._reader else 0
+    assert found[1][1] == pytest.approx(tokens * found[1][2])
+
+
+def test_an_unknown_reading_is_refused() -> None:
+    with pytest.raises(ConfigError, match="likelihood"):
+        ViewReader(None, ("math rules",), "0" * 16, "likelihoods")  # type: ignore[arg-type]
+
+
+def test_one_kind_alone(reading_folder: Path) -> None:
+    reader = ViewReader(str(reading_folder), ("math rules",), "0" * 16, "likelihood")
+    teacher = fit_teacher(attempts(10), reader=reader, kinds=("trajectory",))
+    assert teacher.usage().requests == 20
+    assert list(teacher.card.labels) == ["trajectory"]
+    assert teacher.card.threshold is None
+    step, *_, whole = teacher.score_batch(attempts(1)[0].views())
+    assert (step.status, whole.status) == ("error", "ok")
+    assert "fitted without labels for a step" in (step.rationale or "")
+    assert teacher.usage().requests == 21
+    with pytest.raises(ConfigError, match="kinds must be"):
+        fit_teacher(attempts(3), kinds=())

@@ -15,11 +15,13 @@ from safetensors.numpy import load_file, save_file
 from ovd_gym.errors import ConfigError, DataError
 from ovd_gym.records import Score
 from ovd_gym.teachers.base import StepText, View
+from ovd_gym.teachers.features import CHECKS
 from ovd_gym.teachers.fit import fit_teacher
 from ovd_gym.teachers.fitted import FittedTeacher
 from ovd_gym.teachers.heads import Head
 from ovd_gym.teachers.labelled import Attempt
 from ovd_gym.teachers.registry import make_teacher
+from ovd_gym.teachers.view_reader import ViewReader
 
 
 def attempt(number: int, wrong: bool) -> Attempt:
@@ -55,7 +57,7 @@ def model_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def fitted(model_folder: Path) -> FittedTeacher:
-    return fit_teacher(ATTEMPTS, model=str(model_folder))
+    return fit_teacher(ATTEMPTS, reader=ViewReader(str(model_folder), tuple(CHECKS), "0" * 16))
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_one_by_one_as_in_a_batch(fitted: FittedTeacher) -> None:
 
 
 def test_a_teacher_without_a_model_needs_none(tmp_path: Path) -> None:
-    made = fit_teacher(ATTEMPTS, model=None)
+    made = fit_teacher(ATTEMPTS)
     made.save(tmp_path)
     loaded = FittedTeacher(tmp_path)
     assert loaded.name == made.name
@@ -95,7 +97,7 @@ def test_a_teacher_without_a_model_needs_none(tmp_path: Path) -> None:
 
 
 def test_another_fit_has_another_name(fitted: FittedTeacher, model_folder: Path) -> None:
-    assert fit_teacher(ATTEMPTS[2:], model=str(model_folder)).name != fitted.name
+    assert fit_teacher(ATTEMPTS[2:], reader=ViewReader(str(model_folder), tuple(CHECKS), "0" * 16)).name != fitted.name
 
 
 def test_another_model_is_refused(folder: Path, model_folder: Path, tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_another_model_is_refused(folder: Path, model_folder: Path, tmp_path: Pa
 
 
 def test_other_prompts_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ovd_gym.teachers.fitted.PREFILL", "VERDICT: ")
+    monkeypatch.setattr("ovd_gym.teachers.view_reader.PREFILL", "VERDICT: ")
     with pytest.raises(ConfigError, match=r"was fitted to the prompts '[0-9a-f]{12}', and this is"):
         FittedTeacher(folder)
 
@@ -208,3 +210,12 @@ def test_a_score_says_what_spoke_for_it(fitted: FittedTeacher) -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert fitted.explains
     assert score.u == pytest.approx((score.mean or 0) / 9)
+
+
+def test_a_saved_teacher_reads_likelihoods_again(model_folder: Path, tmp_path: Path) -> None:
+    made = fit_teacher(ATTEMPTS, reader=ViewReader(str(model_folder), tuple(CHECKS), "0" * 16, "likelihood"))
+    made.save(tmp_path)
+    loaded = FittedTeacher(tmp_path)
+    assert (loaded.name, loaded.card.reads) == (made.name, "likelihood")
+    assert scores(loaded) == pytest.approx(scores(made), abs=1e-4)
+    assert made.name != fit_teacher(ATTEMPTS).name

@@ -90,7 +90,7 @@ def test_special_tokens_in_a_text_stay_text(teacher: LikelihoodTeacher, tokenize
     step = (StepText(text=text, observation=text),)
     controls = {tokenizer.get_vocab()[name] for name in ("<|im_end|>", "<|im_start|>", "<|endoftext|>")}
     for view in views(step * 2, text):
-        ids, start = teacher._ids(view)
+        ids, start = teacher._sayings._ids(view)
         assert 0 < start < len(ids)
         assert not controls & set(ids)
 
