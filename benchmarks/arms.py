@@ -1,101 +1,263 @@
-"""Arms side by side: the same configuration, seeds and held-out questions, one run per arm and seed.
+"""Every arm on one small world: held-out exact match against student tokens, and what one single task teaches.
 
-Prints held-out accuracy per run, and per arm the mean over seeds with a bootstrap interval; the difference to the
-first arm is paired by seed.
+The world is ``examples/sums``. Each seed has a student of its own, warm-started from right solutions; every arm goes on
+from there with the same tasks and as many episodes a step. Learning rates are chosen for each arm by itself, with other
+seeds and on other questions than those that the figures are about. What is there already is not run again.
 
-Example: python benchmarks/arms.py examples/demo.yaml --arms grpo score-reward --seeds 0 1 2 --out runs/arms
+Example: python benchmarks/arms.py --json docs/figures/arms.json --figure docs/figures/arms.png
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import platform
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import transformers
-import yaml
-from rich.console import Console
-from rich.table import Table
+from arms_report import Curve, compared, draw, show
 
 from ovd_gym import train
-from ovd_gym.config import load_config
-from ovd_gym.statistics import bootstrap_interval
 
-Result = dict[str, Any]
-
-
-def run(config: Path, arm: str, seed: int, out: Path, settings: dict[str, Any]) -> Result:
-    """One run, or its stored result if it has been made before."""
-    folder = out / f"{arm}-{seed}"
-    laid = {**settings, "credit": {"arm": arm}, "seed": seed, "run_dir": str(folder)}
-    finished = (folder / "model").exists()
-    result = train(resume=folder) if folder.exists() and not finished else None
-    if not folder.exists():
-        result = train(config, settings=laid)
-    rows = result.evaluations if result else _rows(folder / "evaluations.jsonl")
-    steps = _rows(folder / "metrics.jsonl")
-    return {
-        "arm": arm,
-        "seed": seed,
-        "before": rows[0]["accuracy"],
-        "after": rows[-1]["accuracy"],
-        "reward": float(np.mean([row["reward"] for row in steps])),
-        "seconds": sum(row["seconds"] for row in steps),
-        "trained_tokens": sum(row["trained_tokens"] for row in steps),
-    }
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "sums"
+DEMONSTRATED = {"demonstrator.policy": "sums:add_up"}
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "grpo": {"credit.arm": "grpo", "teacher": None},
+    "score-reward": {"credit.arm": "score-reward"},
+    "ovd": {"credit.arm": "ovd", **DEMONSTRATED},
+    "ovd-prefix": {"credit.arm": "ovd-prefix", **DEMONSTRATED},
+    "token-opd": {"credit.arm": "token-opd", "teacher": None},
+    "form only": {"credit.arm": "grpo", "teacher": None, "env.options.reward": "form"},
+    "entropy only": {
+        "credit.arm": "grpo",
+        "teacher": None,
+        "env.options.reward": "none",
+        "learner.entropy_weight": 0.01,
+    },
+}
+"""What each arm sets beside the configuration that all share. The last two are controls: a reward for the form of an
+answer alone, and no reward at all."""
+TREATMENTS = ("shaped", "as-student", "nll")
+"""Of a demonstrator's tokens; the arms with a demonstrator are tuned over them, too."""
+TUNING_SEED, TEACHER_SEED = 100, 1000
+TEACHER = "teacher"
 
 
-def summarize(results: Sequence[Result], arms: Sequence[str]) -> Table:
-    """One row per arm: means over seeds with 95 % intervals, and the paired difference to the first arm."""
-    table = Table("arm", "seeds", "held out before", "held out after", "reward while training", f"after - {arms[0]}")
-    by = {arm: [r for r in results if r["arm"] == arm] for arm in arms}
-    for arm, rows in by.items():
-        paired = [a["after"] - b["after"] for a, b in zip(rows, by[arms[0]], strict=True)]
-        cells = [_interval([r[key] for r in rows]) for key in ("before", "after", "reward")]
-        table.add_row(arm, str(len(rows)), *cells, "" if arm == arms[0] else _interval(paired))
-    return table
+@dataclass(frozen=True)
+class Choice:
+    """Settings that tuning decides about."""
+
+    rate: float
+    treatment: str
+    """One of :data:`TREATMENTS`, or empty."""
+
+    def __str__(self) -> str:
+        return f"{self.rate:g} {self.treatment}".strip()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As keys of the configuration."""
+        treatment = {"learner.teacher_tokens": self.treatment} if self.treatment else {}
+        return {"learner.learning_rate": self.rate, **treatment}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run."""
+
+    out: Path
+    arms: Sequence[str]
+    seeds: Sequence[int]
+    rates: Sequence[float]
+    steps: int
+    """Of the comparison; of a tuning run and of a run on one task likewise."""
+    tuning_steps: int
+    single_steps: int
+    targets: Sequence[float]
+
+    @property
+    def every(self) -> int:
+        """Training steps between the evaluations of the comparison."""
+        return max(1, self.steps // 4)
+
+    def student(self, seed: int) -> Path:
+        """The warm-started model of ``seed``."""
+        return self.out / f"student-{seed}"
+
+    def grid(self, arm: str) -> list[Choice]:
+        """What ``arm`` is tuned over."""
+        treatments = TREATMENTS if arm in ("ovd", "ovd-prefix") else ("",)
+        return [Choice(rate, treatment) for rate in self.rates for treatment in treatments]
+
+    def tuned(self, arm: str, choice: Choice) -> Path:
+        """The run that tries ``choice``."""
+        return self.out / "tuning" / f"{arm} {choice}"
+
+    def compared(self, arm: str, seed: int) -> Path:
+        """The run on many tasks."""
+        return self.out / "many" / f"{arm}-{seed}"
+
+    def single(self, arm: str, seed: int) -> Path:
+        """The run on one task."""
+        return self.out / "one" / f"{arm}-{seed}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, then print and store the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--arms", nargs="+", default=["grpo", "score-reward"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/arms"))
-    parser.add_argument("--set", nargs="*", default=[], help="key=value laid over the configuration of every run")
-    chosen = parser.parse_args(arguments)
-    settings = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in chosen.set)}
-    load_config(chosen.config, settings)
-    results = [run(chosen.config, arm, seed, chosen.out, settings) for seed in chosen.seeds for arm in chosen.arms]
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rates", nargs="+", type=float, default=[3e-5, 1e-4, 3e-4])
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--tuning-steps", type=int, default=30)
+    parser.add_argument("--single-steps", type=int, default=40, help="training steps on one task")
+    parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.6], help="exact match to be reached")
+    parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--figure", type=Path, help="draw the learning curves to this file")
+    given = vars(parser.parse_args(arguments))
+    workers, figures, picture = given.pop("workers"), given.pop("json"), given.pop("figure")
+    plan = Plan(**given)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+        list(pool.map(make_model, models(plan)))
+        list(pool.map(carry_out, tuning_runs(plan)))
+        chosen = {arm: best(plan, arm) for arm in plan.arms}
+        list(pool.map(carry_out, runs(plan, chosen)))
+    report = summary(plan, chosen)
+    if figures:
+        figures.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if picture:
+        draw(picture, report)
+    show(report)
+
+
+# Runs ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to be made from right solutions, until it solves the share ``until`` of fresh questions."""
+
+    path: Path
+    seed: int
+    until: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: its folder, and what is laid over the configuration of the example."""
+
+    path: Path
+    settings: Mapping[str, Any]
+
+
+def models(plan: Plan) -> list[Model]:
+    """The teacher of arm ``token-opd`` and the students; the longest work first."""
+    students = [Model(plan.student(seed), seed, 0.2) for seed in (TUNING_SEED, *plan.seeds)]
+    return [Model(plan.out / TEACHER, TEACHER_SEED, 0.98)] * ("token-opd" in plan.arms) + students
+
+
+def tuning_runs(plan: Plan) -> list[Run]:
+    """Every arm with every choice of its grid, on a seed and on questions that the comparison does not see."""
+    return [
+        _run(plan, plan.tuned(arm, choice), arm, TUNING_SEED, choice, plan.tuning_steps, "tune")
+        for arm in plan.arms
+        for choice in plan.grid(arm)
+    ]
+
+
+def runs(plan: Plan, chosen: Mapping[str, Choice]) -> list[Run]:
+    """The comparison and the runs on one task, seed after seed."""
+    laid = [(arm, seed, chosen[arm]) for seed in plan.seeds for arm in plan.arms]
+    many = [_run(plan, plan.compared(*run[:2]), *run, plan.steps, "test", every=plan.every) for run in laid]
+    single = [_run(plan, plan.single(*run[:2]), *run, plan.single_steps, "test", tasks=1) for run in laid]
+    return [*many, *single]
+
+
+def _run(
+    plan: Plan,
+    path: Path,
+    arm: str,
+    seed: int,
+    choice: Choice,
+    steps: int,
+    split: str,
+    every: int = 0,
+    tasks: int = 4096,
+) -> Run:
+    """Held-out questions are of ``split``; training is on ``tasks`` others, drawn with ``seed``."""
+    settings: dict[str, Any] = {
+        **ARMS[arm],
+        **choice.settings,
+        "student.model": str(plan.student(seed)),
+        "env.options.task_options.seed": seed,
+        "env.options.task_options.count": tasks,
+        "evaluation.options.task_options.split": split,
+        "evaluation.every": every,
+        "steps": steps,
+        "seed": seed,
+        "run_dir": str(path),
     }
-    report = {"command": " ".join(sys.argv), "machine": machine, "results": results}
-    (chosen.out / "arms.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    console = Console()
-    for r in results:
-        console.print(f"{r['arm']:>14} seed {r['seed']}: {r['before']:.3f} -> {r['after']:.3f} in {r['seconds']:.0f} s")
-    console.print(summarize(results, chosen.arms))
+    if arm == "token-opd":
+        settings["distillation.model"] = str(plan.out / TEACHER)
+    return Run(path, settings)
 
 
-def _interval(values: Sequence[float]) -> str:
-    low, high = bootstrap_interval(values)
-    return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
+def make_model(model: Model) -> None:
+    """Make ``model``, unless it is there."""
+    if not (model.path / "tokenizer.json").exists():  # it is written last
+        script = [sys.executable, str(EXAMPLE / "tiny_adder.py"), str(model.path)]
+        options = ["--until", str(model.until), "--seed", str(model.seed)]
+        subprocess.run([*script, *options], check=True, stdout=subprocess.DEVNULL)
 
 
-def _rows(path: Path) -> list[Result]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def carry_out(run: Run) -> None:
+    """Do ``run``, or what is left of it. What it says goes to a file beside its folder."""
+    if (run.path / "model").exists():
+        return
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    with run.path.with_name(f"{run.path.name}.log").open("a", encoding="utf-8") as log, redirect_stdout(log):
+        if run.path.exists():
+            train(resume=run.path)
+        else:
+            train(EXAMPLE / "train.yaml", settings=run.settings)
+
+
+def _one_thread() -> None:
+    """A process for runs; it finds the example's world."""
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sys.path.insert(0, str(EXAMPLE))
+
+
+def best(plan: Plan, arm: str) -> Choice:
+    """The choice whose run ends with the highest exact match on the tuning questions."""
+    return max(plan.grid(arm), key=lambda choice: Curve.of(plan.tuned(arm, choice)).last)
+
+
+def summary(plan: Plan, chosen: Mapping[str, Choice]) -> dict[str, Any]:
+    """Everything that is reported; differences are paired by seed."""
+    many = {arm: [Curve.of(plan.compared(arm, seed)) for seed in plan.seeds] for arm in plan.arms}
+    one = {arm: [Curve.of(plan.single(arm, seed)) for seed in plan.seeds] for arm in plan.arms}
+    tuned = {arm: {str(c): Curve.of(plan.tuned(arm, c)).last for c in plan.grid(arm)} for arm in plan.arms}
+    return {
+        "command": " ".join(["benchmarks/arms.py", *sys.argv[1:]]),
+        "machine": {"processor": platform.machine(), "python": platform.python_version(), "torch": torch.__version__},
+        "seeds": list(plan.seeds),
+        "tuning": {arm: {"chosen": str(chosen[arm]), "em": tuned[arm]} for arm in plan.arms},
+        "many tasks": compared(many, plan.targets),
+        "one task": compared(one, ()),
+    }
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, TypeVar, get_type_hints, overload
 
 import docstring_parser
@@ -40,35 +41,42 @@ def tool(method: F | None = None, *, final: bool = False) -> F | Callable[[F], F
     return mark(method) if method is not None else mark
 
 
+@lru_cache(maxsize=256)
+def _read(name: str, method: Callable[..., Any], final: bool) -> tuple[ToolSpec, type[BaseModel]]:
+    """What a method says of itself, and the model of its arguments; the instances of a world share both."""
+    doc = docstring_parser.parse(inspect.getdoc(method) or "")
+    if not doc.short_description:
+        raise ConfigError(f"tool {name!r} has no docstring; its first line is what the student is told")
+    texts = {p.arg_name: p.description for p in doc.params}
+    try:
+        hints = get_type_hints(method)
+    except NameError as error:
+        raise ConfigError(f"tool {name!r}: {error} in its annotations; import the type at module level") from error
+    fields: dict[str, Any] = {}
+    _, *parameters = inspect.signature(method).parameters.values()  # the first is the instance
+    for parameter in parameters:
+        if parameter.name not in hints or parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+            parameter.POSITIONAL_ONLY,
+        ):
+            raise ConfigError(f"tool {name!r}: parameter {parameter} needs a name and a type annotation")
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = (
+            hints[parameter.name],
+            Field(default, description=texts.get(parameter.name)),
+        )
+    arguments: type[BaseModel] = create_model(name, __config__=_STRICT, **fields)
+    text = "\n\n".join(filter(None, (doc.short_description, doc.long_description)))
+    return ToolSpec(name=name, description=text, parameters=_schema(arguments), final=final), arguments
+
+
 class _Tool:
     """One tool: its spec, and a call with checked arguments."""
 
-    def __init__(self, name: str, bound: Callable[..., Any], final: bool) -> None:
-        doc = docstring_parser.parse(inspect.getdoc(bound) or "")
-        if not doc.short_description:
-            raise ConfigError(f"tool {name!r} has no docstring; its first line is what the student is told")
-        texts = {p.arg_name: p.description for p in doc.params}
-        try:
-            hints = get_type_hints(bound)
-        except NameError as error:
-            raise ConfigError(f"tool {name!r}: {error} in its annotations; import the type at module level") from error
-        fields: dict[str, Any] = {}
-        for parameter in inspect.signature(bound).parameters.values():
-            if parameter.name not in hints or parameter.kind in (
-                parameter.VAR_POSITIONAL,
-                parameter.VAR_KEYWORD,
-                parameter.POSITIONAL_ONLY,
-            ):
-                raise ConfigError(f"tool {name!r}: parameter {parameter} needs a name and a type annotation")
-            default = ... if parameter.default is parameter.empty else parameter.default
-            fields[parameter.name] = (
-                hints[parameter.name],
-                Field(default, description=texts.get(parameter.name)),
-            )
-        self._arguments: type[BaseModel] = create_model(name, __config__=_STRICT, **fields)
+    def __init__(self, name: str, method: Callable[..., Any], bound: Callable[..., Any], final: bool) -> None:
+        self.spec, self._arguments = _read(name, method, final)
         self._bound = bound
-        text = "\n\n".join(filter(None, (doc.short_description, doc.long_description)))
-        self.spec = ToolSpec(name=name, description=text, parameters=_schema(self._arguments), final=final)
 
     def __call__(self, arguments: Mapping[str, Any]) -> Any:
         try:
@@ -94,7 +102,7 @@ class Toolbox:
         for cls in reversed(type(owner).__mro__):
             for name, member in vars(cls).items():
                 if hasattr(member, _MARK):
-                    found[name] = _Tool(name, getattr(owner, name), getattr(member, _MARK))
+                    found[name] = _Tool(name, getattr(type(owner), name), getattr(owner, name), getattr(member, _MARK))
         if names is not None:
             for name in names:
                 if name not in found:

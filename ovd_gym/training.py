@@ -150,7 +150,8 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
                 sampled = sum(t.num_sampled for t in found.played)
                 # The mean of -logprob over sampled tokens is an unbiased estimate of the entropy they were drawn with.
                 row |= {"entropy": sum(-sum(t.logprobs) for t in found.played) / max(1, sampled)}
-                row |= {"tokens_per_s": sampled / rolled, "step": done, "seconds": time.monotonic() - began}
+                row |= {"sampled_tokens": sampled, "tokens_per_s": sampled / rolled}
+                row |= {"step": done, "seconds": time.monotonic() - began}
                 row |= {"peak_memory_gib": peak_memory_gib(learner.decoder.device)}
                 recorder.record("step", row, [*found.played, *found.demonstrations], found.critiques, credits)
                 display.step(row)
