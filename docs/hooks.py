@@ -12,6 +12,7 @@ import griffe
 _ROLE = re.compile(r":[a-z]+:`~?(?:[\w.]*\.)?([\w]+(?:\(\))?)`")
 _BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 _SOURCES = ("ovd_gym.schedule", "ovd_gym.config", "ovd_gym.credit", "ovd_gym.selection", "ovd_gym.health")
+_SOURCES += ("ovd_gym.placement",)
 
 
 class PlainRoles(griffe.Extension):

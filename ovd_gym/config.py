@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validat
 from ovd_gym.credit import FROM_SCORES, CreditConfig
 from ovd_gym.errors import ConfigError, unknown
 from ovd_gym.health import HealthConfig
+from ovd_gym.placement import ScaleConfig
 from ovd_gym.records import Record
 from ovd_gym.schedule import Schedule
 from ovd_gym.selection import SelectionConfig
@@ -246,6 +247,7 @@ class TrainConfig(Record):
     value: ValueConfig = ValueConfig()
     evaluation: EvaluationConfig | None = None
     health: HealthConfig = HealthConfig()
+    scale: ScaleConfig | None = None
     steps: Annotated[int, Field(ge=1)] = 100
     seed: Annotated[int, Field(ge=0)] = 0
     run_dir: str | None = None
@@ -280,6 +282,8 @@ class TrainConfig(Record):
         if imitation or distils:
             fields = set(CreditConfig.model_fields) - {"arm"}
             _no_effect(self.credit, "credit", fields, f"with credit.arm {self.credit.arm!r}")
+        if self.scale is not None and self.scale.teachers and self.teacher is None:
+            raise ValueError("scale.teachers judge with the teacher: set one, or remove the key")
         self._effective_arm()
         self._effective_estimator()
         self._effective_learner()
