@@ -11,8 +11,8 @@ import griffe
 
 _ROLE = re.compile(r":[a-z]+:`~?(?:[\w.]*\.)?([\w]+(?:\(\))?)`")
 _BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-_SOURCES = ("ovd_gym.schedule", "ovd_gym.config", "ovd_gym.credit", "ovd_gym.selection", "ovd_gym.health")
-_SOURCES += ("ovd_gym.placement",)
+_ROOMS = ("schedule", "config", "credit", "selection", "health", "llm.engine_config")
+_SOURCES = tuple(f"ovd_gym.{room}" for room in _ROOMS)
 
 
 class PlainRoles(griffe.Extension):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
 from transformers import PreTrainedTokenizerBase
@@ -21,13 +21,13 @@ from ovd_gym.envs.base import ToolEnv
 from ovd_gym.errors import ConfigError, OvdGymError, unknown
 from ovd_gym.learner import Learner, trainable_model
 from ovd_gym.llm.decoder import Decoder
-from ovd_gym.llm.models import load_model, load_tokenizer
+from ovd_gym.llm.models import load_model
 from ovd_gym.llm.transformers_lm import TransformersLM
 from ovd_gym.players import LocalPlayers, Players, Stage
 from ovd_gym.plugins import check_options, find_function
-from ovd_gym.ranks import Ranks
 from ovd_gym.records import Task
 from ovd_gym.rollout import Env
+from ovd_gym.sampler import make_sampler
 from ovd_gym.teachers.base import Teacher
 from ovd_gym.teachers.registry import make_teacher
 from ovd_gym.wrappers import TeacherFeedback
@@ -39,7 +39,6 @@ __all__ = [
     "Worlds",
     "assemble",
     "build",
-    "load_distiller",
     "load_student",
     "make_envs",
     "make_learner",
@@ -73,8 +72,6 @@ class Parts:
     """Empty without an evaluation section."""
     canaries: str | None
     """Name of the canary set of this world."""
-    release: Callable[[], None] = lambda: None
-    """Let go of what is not the players': workers and processes."""
 
     def export(self, path: Path, card: str) -> None:
         """Write the trained model as a plain transformers (or peft) folder, with ``card`` as its README."""
@@ -85,9 +82,8 @@ class Parts:
         (path / "README.md").write_text(card, encoding="utf-8")
 
     def close(self) -> None:
-        """Let go of everything the parts hold."""
+        """Let go of the players and what they hold."""
         self.players.close()
-        self.release()
 
 
 class World(NamedTuple):
@@ -132,7 +128,7 @@ def build(config: TrainConfig, teacher: Teacher | None = None) -> Parts:
     teacher = seeded_teacher(config, teacher)
     voice = load_student(config)
     players = make_players(config, worlds, voice, teacher)
-    learner = make_learner(config, voice.decoder, Learner)
+    learner = make_learner(config, voice.decoder)
     return assemble(config, worlds, voice, players, learner, teacher)
 
 
@@ -143,13 +139,10 @@ def assemble(
     players: Players,
     learner: Learner,
     teacher: Teacher | None,
-    release: Callable[[], None] = lambda: None,
 ) -> Parts:
     """The parts, and what is left to make of them."""
-    distiller = load_distiller(config) if config.distillation else None
-    return Parts(
-        players, learner, teacher, distiller, voice, worlds.tasks, worlds.held_out_tasks, worlds.canaries, release
-    )
+    distiller = _distiller(config, voice.tokenizer) if config.distillation else None
+    return Parts(players, learner, teacher, distiller, voice, worlds.tasks, worlds.held_out_tasks, worlds.canaries)
 
 
 def seeded_teacher(config: TrainConfig, given: Teacher | None) -> Teacher | None:
@@ -172,11 +165,9 @@ def load_student(config: TrainConfig) -> Voice:
 
 def make_players(config: TrainConfig, worlds: Worlds, voice: Voice, teacher: Teacher | None) -> LocalPlayers:
     """Players of this process; ``teacher`` speaks in their environments if the configuration says so."""
-    student = Student(
-        TransformersLM(voice.decoder, voice.tokenizer, config.student.max_context),
-        voice.chat,
-        config.student.max_turn_tokens,
-    )
+    decoder = voice.decoder.twin() if config.rollout.staleness else voice.decoder
+    lm, sender = make_sampler(config, decoder, voice.tokenizer)
+    student = Student(lm, voice.chat, config.student.max_turn_tokens)
     demonstrator = _demonstrator(config, config.demonstrator, worlds.tasks, voice.chat) if config.demonstrator else None
 
     def plain(env: Env) -> Env:
@@ -193,20 +184,18 @@ def make_players(config: TrainConfig, worlds: Worlds, voice: Voice, teacher: Tea
     return LocalPlayers(
         student,
         demonstrator,
-        voice.decoder,
+        decoder,
         worlds.training.stage(advised if helped else plain),
         worlds.held_out.stage(advised if helped_held_out else plain) if worlds.held_out else None,
         config.rollout,
+        sender,
     )
 
 
-L = TypeVar("L", bound=Learner)
-
-
-def make_learner(config: TrainConfig, decoder: Decoder, kind: type[L], ranks: Ranks | None = None) -> L:
-    """The learner that trains ``decoder``, of its class ``kind``."""
+def make_learner(config: TrainConfig, decoder: Decoder) -> Learner:
+    """The learner that trains ``decoder``."""
     value = config.value if config.credit.estimator == "gae" else None
-    return kind(decoder, config.learner, config.steps, value, ranks)
+    return Learner(decoder, config.learner, config.steps, value)
 
 
 def make_envs(config: EnvConfig, count: int, options: Mapping[str, Any] | None = None) -> list[Env]:
@@ -250,11 +239,11 @@ def _demonstrator(config: TrainConfig, given: DemonstratorConfig, tasks: Sequenc
     return Retold(Student(TransformersLM(Decoder(model), tokenizer), own, given.max_turn_tokens), chat)
 
 
-def load_distiller(config: TrainConfig) -> Decoder:
+def _distiller(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Decoder:
     """The model whose logits are distilled. Raises ConfigError unless its token ids mean what the student's do."""
     assert config.distillation is not None
     model, own = load_model(config.distillation.model, dtype=config.student.dtype, device=config.student.device)
-    if own.get_vocab() != load_tokenizer(config.student.model).get_vocab():
+    if own.get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
             f"distillation.model {config.distillation.model!r} has another tokenizer than the student: token-level "
             "distillation cannot compare them (the other arms can)"

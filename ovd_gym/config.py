@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validat
 from ovd_gym.credit import FROM_SCORES, CreditConfig
 from ovd_gym.errors import ConfigError, unknown
 from ovd_gym.health import HealthConfig
-from ovd_gym.placement import ScaleConfig
+from ovd_gym.llm.engine_config import EngineConfig
 from ovd_gym.records import Record
 from ovd_gym.schedule import Schedule
 from ovd_gym.selection import SelectionConfig
@@ -154,6 +154,10 @@ class RolloutConfig(Schedule):
     tasks_per_step: Annotated[int, Field(ge=1)] = 8
     group_size: Annotated[int, Field(ge=1)] = 8
     """Episodes per task; advantages compare them."""
+    staleness: Annotated[int, Field(ge=0)] = 0
+    """Updates by which the weights that sample a step may be behind those that learn from it. Above 0, steps are
+    gathered in a thread of their own, ahead of the updates, and the numbers depend on timing (:mod:`ovd_gym.pipeline`);
+    the mismatch weight of :mod:`ovd_gym.learner` corrects for the difference."""
     resample: Annotated[int, Field(ge=0)] = 0
     """How often a step's groups without any difference in reward are dropped and other tasks asked instead."""
 
@@ -243,11 +247,11 @@ class TrainConfig(Record):
     credit: CreditConfig = CreditConfig()
     selection: SelectionConfig = SelectionConfig()
     rollout: RolloutConfig = RolloutConfig()
+    engine: EngineConfig = EngineConfig()
     learner: LearnerConfig = LearnerConfig()
     value: ValueConfig = ValueConfig()
     evaluation: EvaluationConfig | None = None
     health: HealthConfig = HealthConfig()
-    scale: ScaleConfig | None = None
     steps: Annotated[int, Field(ge=1)] = 100
     seed: Annotated[int, Field(ge=0)] = 0
     run_dir: str | None = None
@@ -282,11 +286,10 @@ class TrainConfig(Record):
         if imitation or distils:
             fields = set(CreditConfig.model_fields) - {"arm"}
             _no_effect(self.credit, "credit", fields, f"with credit.arm {self.credit.arm!r}")
-        if self.scale is not None and self.scale.teachers and self.teacher is None:
-            raise ValueError("scale.teachers judge with the teacher: set one, or remove the key")
         self._effective_arm()
         self._effective_estimator()
         self._effective_learner()
+        self._effective_sync()
         if self.learner.lora_rank == 0 and self.student.dtype != "float32":
             raise ValueError(
                 "student.dtype 'bfloat16' with learner.lora_rank 0 would lose most updates to rounding; "
@@ -304,6 +307,21 @@ class TrainConfig(Record):
         if self.student.plain is not None and self.student.chat != "plain":
             raise ValueError(f"student.plain has no effect with student.chat {self.student.chat!r}; use 'plain'")
         return self
+
+    @property
+    def sends_adapters(self) -> bool:
+        """Whether an engine is sent LoRA adapters, or else whole weights."""
+        return self.engine.sync == "adapters" if self.engine.sync else self.learner.lora_rank > 0
+
+    def _effective_sync(self) -> None:
+        """Raise ValueError for weights that could not be sent."""
+        if self.engine.sync == "adapters" and self.learner.lora_rank == 0:
+            raise ValueError("engine.sync 'adapters' needs some: set learner.lora_rank, or sync 'weights'")
+        if self.engine.sync == "weights" and self.learner.lora_rank > 0 and self.student.dtype == "bfloat16":
+            raise ValueError(
+                "engine.sync 'weights' would fold adapters into bfloat16 weights, where rounding swallows what they "
+                "have learned; use sync 'adapters'"
+            )
 
     def _effective_arm(self) -> None:
         """Raise ValueError for what the arm needs and lacks, or has and does not read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,22 +35,24 @@ class Experience:
     """Those of ``learned`` that are not among ``played``."""
     row: dict[str, Any] = field(default_factory=dict)
     """Metrics: :func:`~ovd_gym.evaluate.summarize`, those of the selection, ``resampled`` (groups asked again)."""
+    seconds: float = 0.0
+    """It took to gather."""
 
 
-def gather(config: TrainConfig, parts: Parts, step: int, on_turn: OnTurn) -> Experience:
-    """The experience of training step ``step``, from 0.
+def gather(config: TrainConfig, parts: Parts, step: int, version: int, on_turn: OnTurn) -> Experience:
+    """The experience of training step ``step``, from 0, played with weights that have seen ``version`` updates.
 
     With ``rollout.resample``, groups whose rewards are all equal are dropped and other tasks are asked in their
     place, at most that many times (dynamic sampling, DAPO, arXiv 2503.14476).
 
     Raises :class:`TrainingStopped` when there is nothing sound to learn from.
     """
-    result = Experience()
+    result, began = Experience(), time.monotonic()
     wanted = config.rollout.tasks_per_step
     metrics: list[tuple[int, dict[str, float | None]]] = []
     for attempt in range(1 + config.rollout.resample):
         tasks = task_batch(parts.tasks, step, wanted, config.seed, attempt)
-        found, selected = _attempt(config, parts, tasks, step, attempt, on_turn)
+        found, selected = _attempt(config, parts, tasks, step, version, attempt, on_turn)
         metrics.append((len(found.played), selected))
         result.played += found.played
         result.critiques += found.critiques
@@ -62,6 +65,7 @@ def gather(config: TrainConfig, parts: Parts, step: int, on_turn: OnTurn) -> Exp
     result.row = {**_checked(result, config), **_mean(metrics)}
     if config.rollout.resample:
         result.row["resampled"] = sum(count for count, _ in metrics[1:]) / config.rollout.group_size
+    result.seconds = time.monotonic() - began
     return result
 
 
@@ -81,6 +85,7 @@ def _attempt(
     parts: Parts,
     tasks: Sequence[Task],
     step: int,
+    version: int,
     attempt: int,
     on_turn: OnTurn,
 ) -> tuple[Experience, dict[str, float | None]]:
@@ -89,7 +94,7 @@ def _attempt(
         tasks=tuple(tasks),
         seed=seed,
         label=f"step-{step + 1:05d}" + (f"-{attempt}" if attempt else ""),
-        policy_version=step,
+        policy_version=version,
         group_size=config.rollout.group_size,
         player="demonstrator" if config.credit.arm == "imitation" else "student",
     )

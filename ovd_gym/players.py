@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ovd_gym.llm.decoder import Decoder
+    from ovd_gym.llm.weights import WeightSender
 
 __all__ = ["LocalPlayers", "OnTurn", "Players", "Round", "Stage"]
 
@@ -106,6 +107,7 @@ class LocalPlayers:
         training: where training rounds are played.
         held_out: where the others are; None without an evaluation.
         schedule: how the episodes of a round wait for each other.
+        sender: sends ``decoder``'s weights to the engine that samples; None where the student samples with ``decoder``.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class LocalPlayers:
         training: Stage,
         held_out: Stage | None = None,
         schedule: Schedule = LOCK_STEP,
+        sender: WeightSender | None = None,
     ) -> None:
         self.student = student
         self.training = training
@@ -123,6 +126,7 @@ class LocalPlayers:
         self._decoder = decoder
         self._held_out = held_out
         self._schedule = schedule
+        self._sender = sender
 
     def play(self, played: Round, on_turn: OnTurn = lambda done, tokens: None) -> list[Trajectory]:
         """See :class:`Players`."""
@@ -150,13 +154,17 @@ class LocalPlayers:
         """See :class:`Players`. Weights that a learner shares with the student stay where they are."""
         if self._decoder is not None:
             self._decoder.load(weights)
+        if self._sender is not None:
+            self._sender.send(version)
         self.training.at_update(version)
 
     def close(self) -> None:
-        """Close all environments."""
+        """Close all environments, and let go of the engine."""
         for stage in (self.training, self._held_out):
             if stage is not None:
                 stage.close()
+        if self._sender is not None:
+            self._sender.close()
 
 
 def _told(env: Env, updates: int) -> None:

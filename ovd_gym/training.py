@@ -8,12 +8,12 @@ and ``ovd-prefix``) stands ``score-reward``, which mixes the teacher's scores in
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ovd_gym.errors import ConfigError, TrainingStopped
 from ovd_gym.evaluate import evaluate
 from ovd_gym.experience import Experience, gather
 from ovd_gym.health import reason_to_stop, warnings_of
+from ovd_gym.pipeline import Ahead, InStep, Source
 from ovd_gym.progress import Display
 from ovd_gym.recorder import Recorder, load_checkpoint
 from ovd_gym.records import Trajectory
@@ -70,32 +71,28 @@ def train(
         student: short for ``student.model``.
         teacher: short for ``teacher.name``; a Teacher object is used as it is.
         settings: dotted keys laid over the configuration, such as ``{"learner.learning_rate": 1e-4}``.
-        resume: a run folder to continue, in place of all of the above; but a Teacher object is given again, and
-            settings of ``scale`` may say where the run goes on.
+        resume: a run folder to continue, in place of all of the above (but a Teacher object is given again).
         display: where progress goes.
-
-    Started by torchrun, the process returns on rank 0 alone; on the others it ends when that does.
 
     Raises:
         ConfigError: nothing has been written. TrainingStopped: the last checkpoint stays valid.
     """
-    _follow()
     custom = teacher if isinstance(teacher, Teacher) else None
     names = {"env.id": env, "student.model": student, "teacher.name": None if custom else teacher}
     laid = {**{key: name for key, name in names.items() if name is not None}, **(settings or {})}
     if resume is not None:
-        if config is not None or any(key.partition(".")[0] != "scale" for key in laid):
-            raise ConfigError("a resumed run keeps its configuration, except for scale: give resume, or that beside it")
-        recorder = Recorder.resume(Path(resume), laid)
+        if config is not None or laid:
+            raise ConfigError("a resumed run keeps its configuration: give resume alone")
+        recorder = Recorder.resume(Path(resume))
         _same_teacher(recorder.config, custom)
-        parts = _parts(recorder.config, custom)
+        parts = build(recorder.config, custom)
     else:
         tree = config.model_dump(exclude_unset=True) if isinstance(config, TrainConfig) else config
         if custom is not None:
             laid["teacher.name"], laid["teacher.options"] = f"{_OBJECT}{custom.name}", {}
         checked = load_config(tree or {}, laid)
         path = Recorder.free(Path(checked.run_dir or time.strftime("runs/%Y%m%d-%H%M%S")))
-        parts = _parts(checked, custom)
+        parts = build(checked, custom)
         recorder = Recorder.create(path, checked, parts.voice.tokenizer)
     try:
         return _loop(recorder, parts, display or Display(recorder.config.steps))
@@ -110,32 +107,6 @@ def demonstrations(trajectories: Sequence[Trajectory]) -> Batch:
     if not right:
         raise TrainingStopped(f"none of {len(trajectories)} demonstrations is right: look at the demonstrator")
     return pack(right, _evenly(right))
-
-
-def _follow() -> None:
-    """Started by torchrun as another rank than 0: do what rank 0 says until it ends, and end with it."""
-    if _processes() > 1 and int(os.environ["RANK"]) > 0:
-        from ovd_gym.scale.learners import follow
-
-        follow("env://", int(os.environ["RANK"]), _processes(), None)
-        raise SystemExit(0)
-
-
-def _processes() -> int:
-    """How many processes torchrun has started; 1 without it."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-
-
-def _parts(config: TrainConfig, teacher: Teacher | None) -> Parts:
-    """The parts of this run, in this process or spread over others."""
-    learners = config.scale.learners if config.scale else 1
-    if _processes() not in (1, learners):
-        raise ConfigError(f"torchrun started {_processes()} processes, but scale.learners is {learners}: say the same")
-    if config.scale is None:
-        return build(config, teacher)
-    from ovd_gym.scale.parts import scaled_parts
-
-    return scaled_parts(config, teacher)
 
 
 def _same_teacher(config: TrainConfig, given: Teacher | None) -> None:
@@ -153,7 +124,7 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
     done = load_checkpoint(saved[-1], learner) if saved else 0
     recorder.rewind(done)
     warned: set[str] = set()
-    with display, _interruptible(display) as interrupted:
+    with display, _interruptible(display) as interrupted, _source(config, parts, done) as source:
 
         def on_turn(finished: int, tokens: int) -> None:
             display.phase(f"{phase}: {finished} episodes done, {tokens} tokens")
@@ -165,14 +136,14 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
                 _canaries(recorder, parts, done, display)
             while True:
                 phase = "evaluating"
-                parts.players.load_weights(learner.weights(), done)
+                source.publish(learner.weights(), done)
                 if _due(done, config) and done not in {row["step"] for row in recorder.evaluations()}:
-                    _hold_out(recorder, parts, done, display, on_turn)
+                    with source.paused(on_turn):
+                        _hold_out(recorder, parts, done, display, on_turn)
                 if done == config.steps:
                     break
                 began, phase = time.monotonic(), "rollout"
-                found = gather(config, parts, done, on_turn)
-                rolled = time.monotonic() - began
+                found = source.take(done, on_turn)
                 display.phase("update")
                 row = found.row
                 trained, credits = _update(parts, found, config, done)
@@ -181,7 +152,7 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
                 sampled = sum(t.num_sampled for t in found.played)
                 # The mean of -logprob over sampled tokens is an unbiased estimate of the entropy they were drawn with.
                 row |= {"entropy": sum(-sum(t.logprobs) for t in found.played) / max(1, sampled)}
-                row |= {"sampled_tokens": sampled, "tokens_per_s": sampled / rolled}
+                row |= {"sampled_tokens": sampled, "tokens_per_s": sampled / found.seconds}
                 row |= {"step": done, "seconds": time.monotonic() - began}
                 row |= {"peak_memory_gib": peak_memory_gib(learner.decoder.device)}
                 recorder.record("step", row, [*found.played, *found.demonstrations], found.critiques, credits)
@@ -201,6 +172,14 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
             return RunResult(recorder.path, done, recorder.evaluations(), [])
     parts.export(recorder.path / "model", model_card(recorder))
     return RunResult(recorder.path, done, recorder.evaluations(), write_report(recorder))
+
+
+def _source(config: TrainConfig, parts: Parts, done: int) -> Source:
+    """Where the steps after ``done`` get their experience from."""
+    gathered, staleness = partial(gather, config, parts), config.rollout.staleness
+    if staleness:
+        return Ahead(gathered, parts.players, range(done, config.steps), staleness)
+    return InStep(gathered, parts.players)
 
 
 def _update(parts: Parts, found: Experience, config: TrainConfig, step: int) -> tuple[dict[str, Any], list[Credit]]:

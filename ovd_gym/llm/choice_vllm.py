@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from ovd_gym.llm.choice import Prompt, Reading, Usage
 from ovd_gym.llm.choice_logits import LogitChoices
 from ovd_gym.llm.local_reader import ChatText
 from ovd_gym.llm.models import load_tokenizer, resolve_model
+from ovd_gym.llm.vllm_engine import start_vllm
 
 __all__ = ["VllmChoices"]
 
-_OURS = ("model", "dtype", "max_model_len", "logprobs_mode", "skip_tokenizer_init", "trust_remote_code")
 _EDGE_BYTES = 65_536
 
 
@@ -55,10 +54,6 @@ class VllmChoices(LogitChoices):
             raise ConfigError(f"min_mass must be in [0, 1], got {min_mass}")
         if max_tokens is not None and max_tokens < 1:
             raise ConfigError(f"max_tokens must be at least 1, got {max_tokens}")
-        if taken := sorted(set(_OURS) & set(engine_options or {})):
-            raise ConfigError(
-                f"engine_options must not set {', '.join(taken)}: these are set by other options, or fixed"
-            )
         reader = _VllmReader(model, max_tokens, dtype, engine_options or {})
         settings = f"{reader.dtype}, min mass {min_mass}, {reader.max_tokens} tokens"
         super().__init__(reader, min_mass, f"vllm({reader.name}, {settings})")
@@ -78,22 +73,10 @@ class _VllmReader(ChatText):
     """A model on vLLM, for :class:`~ovd_gym.llm.choice_logits.LogitChoices`."""
 
     def __init__(self, model: str, max_tokens: int | None, dtype: str, options: Mapping[str, Any]) -> None:
-        try:
-            vllm = importlib.import_module("vllm")
-        except ImportError as error:
-            raise ConfigError(
-                "engine 'vllm' needs the package vllm, best in an environment of its own: pip install 'ovd-gym[vllm]'; "
-                f"or start a vLLM server and use engine 'openai' ({error})"
-            ) from None
         source = resolve_model(model)
         super().__init__(load_tokenizer(model))
         limits = {} if max_tokens is None else {"max_model_len": max_tokens + 1}
-        fixed = {"dtype": dtype, "logprobs_mode": "raw_logprobs", **limits}
-        try:
-            self._engine = vllm.LLM(str(source), **{"enable_prefix_caching": True, **options, **fixed})
-        except (RuntimeError, OSError, KeyError) as error:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"vLLM cannot run model {model!r}: {why}") from error
+        vllm, self._engine = start_vllm(model, options, {"dtype": dtype, **limits})
         self._params = vllm.SamplingParams
         self.name = f"{source.name}@{_fingerprint(source)}" if isinstance(source, Path) else source
         self.dtype = str(self._engine.model_config.dtype).removeprefix("torch.")

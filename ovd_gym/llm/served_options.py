@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import json
-import os
-import re
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import Field, HttpUrl, JsonValue, SecretStr, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from ovd_gym.errors import ConfigError
+from ovd_gym.llm.endpoint import Endpoint
 from ovd_gym.llm.reliability import Limits, Prices
 from ovd_gym.records import Probability, first_problem
 
 __all__ = ["ServedOptions"]
 
-_VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
 _OURS = {
     "model", "messages", "n", "temperature", "seed", "stop", "stream", "max_tokens", "max_completion_tokens",
     "logprobs", "top_logprobs", "structured_outputs", "continue_final_message", "add_generation_prompt",
@@ -27,8 +23,9 @@ _OURS = {
 _IN_NAME = ("continues", "top_logprobs", "min_mass", "samples", "temperature", "max_tokens", "max_prompt_chars")
 
 
-class ServedOptions(Limits):
-    """The options of a served model; those of :class:`~ovd_gym.llm.reliability.Limits` are among them.
+class ServedOptions(Endpoint, Limits):
+    """The options of a served model; those of :class:`~ovd_gym.llm.endpoint.Endpoint` and
+    :class:`~ovd_gym.llm.reliability.Limits` are among them.
 
     Raises:
         ConfigError: an option that has no effect beside the others, an address or a variable that is not safe.
@@ -37,10 +34,6 @@ class ServedOptions(Limits):
 
     model: Annotated[str, Field(min_length=1)]
     """As the server calls it."""
-    base_url: HttpUrl
-    """Of the API, such as ``http://localhost:8000/v1``. A key goes over https only, or to this machine."""
-    api_key_env: str | None = None
-    """Name of the environment variable that holds the key; None sends no key."""
     mode: Literal["logprobs", "text", "structured"] = "logprobs"
     """How the choice is had; see :class:`~ovd_gym.llm.choice_served.ServedChoices`."""
     continues: bool = False
@@ -74,11 +67,6 @@ class ServedOptions(Limits):
         raise ConfigError(f"engine 'openai': {problem}")
 
     @property
-    def host(self) -> str:
-        """The server without the path."""
-        return urlsplit(str(self.base_url)).netloc
-
-    @property
     def reads_logits(self) -> bool:
         """Whether the server is asked for log-probabilities."""
         return self.mode != "text" and self.top_logprobs > 0
@@ -98,37 +86,6 @@ class ServedOptions(Limits):
             rest = json.dumps([self.extra_body, self.reserved], sort_keys=True)
             told.append(f"extra {hashlib.sha256(rest.encode()).hexdigest()[:8]}")
         return f"served({', '.join([f'{self.model} at {self.host}', self.mode, *told])})"
-
-    def key(self) -> SecretStr | None:
-        """The key, from the environment. Raises ConfigError if it is not set, unfit for a header, or in an option."""
-        if self.api_key_env is None:
-            return None
-        value = os.environ.get(self.api_key_env, "").strip()
-        if not value:
-            raise ConfigError(f"no key: set the environment variable {self.api_key_env}")
-        if not (value.isascii() and value.isprintable()):
-            raise ConfigError(f"the environment variable {self.api_key_env} holds characters that no header can carry")
-        if value in self.model_dump_json():
-            raise ConfigError(f"the key in {self.api_key_env} stands in the options as well: leave it out there")
-        return SecretStr(value)
-
-    @model_validator(mode="after")
-    def _safe(self) -> Self:
-        url = self.base_url
-        host = url.host or ""
-        if url.username or url.password or url.query or url.fragment:
-            raise ConfigError(
-                f"base_url of {host} holds a user, a query or a fragment: addresses are logged, so leave these out; "
-                "the key comes from an environment variable (api_key_env)"
-            )
-        if self.api_key_env is not None and not _VARIABLE.fullmatch(self.api_key_env):
-            raise ConfigError(
-                "api_key_env takes the name of an environment variable in capitals, such as OPENAI_API_KEY, and never "
-                "the key itself: keys in a configuration end up in logs"
-            )
-        if self.api_key_env is not None and url.scheme == "http" and not _is_this_machine(host):
-            raise ConfigError(f"a key is not sent to {host} in the clear: use https")
-        return self
 
     @model_validator(mode="after")
     def _effective(self) -> Self:
@@ -152,10 +109,3 @@ class ServedOptions(Limits):
         if own := sorted(_OURS & self.extra_body.keys()):
             raise ConfigError(f"extra_body must not set {', '.join(own)}: these are set by other options")
         return self
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +18,7 @@ from ovd_gym.errors import ConfigError, TrainingStopped
 from ovd_gym.llm.base import TRAINING, Completion, Decoding, Sampling
 from ovd_gym.llm.decoder import Decoder
 from ovd_gym.llm.shelf import Shelf
+from ovd_gym.llm.turn import OpenTurn
 
 __all__ = ["TransformersLM", "sample_tokens"]
 
@@ -127,7 +126,7 @@ class TransformersSession:
                 self._rows[new] = _Row(slot, np.random.default_rng(self._seeds[new]))
         for row, ids in feeds.items():
             self._rows[row].held += len(ids)
-            self._rows[row].turn = _Turn(self._lm, self._sampling)
+            self._rows[row].turn = OpenTurn(self._lm.tokenizer, self._sampling)
         return list(feeds), hidden_UD[[order.index(reader[row]) for row in feeds]]
 
     def _feed(self, parts: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
@@ -157,44 +156,8 @@ class _Row:
     """Tokens, the last sampled one among them."""
     last: int = -1
     """The last sampled token: not yet fed to the model."""
-    turn: _Turn = field(init=False)
+    turn: OpenTurn = field(init=False)
     """The one under way, or the last."""
-
-
-class _Turn:
-    """One row's turn while it is being sampled."""
-
-    def __init__(self, lm: TransformersLM, sampling: Sampling) -> None:
-        self.ids: list[int] = []
-        self.open = True
-        self._logprobs: list[float] = []
-        self._offsets: list[int] = []
-        self._text = ""
-        self._reason: Literal["stop", "eos", "length", "context"] = "context"
-        self._sampling = sampling
-        self._tokenizer = lm.tokenizer._tokenizer
-        self._stream = DecodeStream(skip_special_tokens=False)
-
-    def add(self, token: int, logprob: float, room: int) -> None:
-        """Take a sampled token; ``room`` counts the tokens the row could hold with this one among them."""
-        self.ids.append(token)
-        self._logprobs.append(min(logprob, 0.0))
-        ended = token in self._sampling.stop_ids
-        if not ended:
-            self._text += self._stream.step(self._tokenizer, token) or ""
-        self._offsets.append(len(self._text))
-        if ended:
-            self._end("eos")
-        elif any(stop in self._text for stop in self._sampling.stop):
-            self._end("stop")
-        elif len(self.ids) >= self._sampling.max_new_tokens or room <= 1:
-            self._end("length")
-
-    def completion(self) -> Completion:
-        return Completion(tuple(self.ids), tuple(self._logprobs), self._text, tuple(self._offsets), self._reason)
-
-    def _end(self, reason: Literal["stop", "eos", "length"]) -> None:
-        self._reason, self.open = reason, False
 
 
 @torch.no_grad()
