@@ -13,10 +13,12 @@ from torch import Tensor
 from ovd_gym.llm.cache import RowCache
 from ovd_gym.llm.decoder import Decoder
 
-__all__ = ["Shelf", "common_prefix"]
+__all__ = ["Shelf", "common_prefix", "passes"]
 
 PASS_TOKENS = 8192
 """Padded tokens of one forward pass; a longer sequence is a pass of its own."""
+PADDING_TOKENS = 512
+"""Padding that costs less than another pass, however little else there is."""
 
 
 class Shelf:
@@ -59,7 +61,7 @@ class Shelf:
             self._ids[slot] += fed
         hidden: list[Tensor] = []
         order: list[int] = []
-        for indices in _passes([len(row) for row in ids]):
+        for indices in passes([len(row) for row in ids]):
             hidden.append(self._pass([slots[i] for i in indices], [ids[i] for i in indices]))
             order += indices
         return torch.cat(hidden)[torch.tensor(order).argsort()] if len(hidden) > 1 else hidden[0]
@@ -113,19 +115,26 @@ class Shelf:
         return hidden[torch.arange(len(ids), device=device), counts - 1]
 
 
-def _passes(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of ``lengths`` in groups of at most PASS_TOKENS padded tokens: all at once if they fit, else like lengths
-    together."""
-    if len(lengths) * max(lengths) <= PASS_TOKENS:
+def passes(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of ``lengths`` in groups to be padded together: all at once if they fit, else like lengths together."""
+    if _fit(len(lengths), max(lengths), sum(lengths)):
         yield list(range(len(lengths)))
         return
     group: list[int] = []
+    tokens = 0
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if group and (len(group) + 1) * lengths[i] > PASS_TOKENS:
+        if group and not _fit(len(group) + 1, lengths[i], tokens + lengths[i]):
             yield group
-            group = []
+            group, tokens = [], 0
         group.append(i)
+        tokens += lengths[i]
     yield group
+
+
+def _fit(rows: int, longest: int, tokens: int) -> bool:
+    """Whether one pass will do: not too much of it in all, and not too much of that padding."""
+    padding = rows * longest - tokens
+    return tokens + padding <= PASS_TOKENS and padding <= max(PADDING_TOKENS, tokens)
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
