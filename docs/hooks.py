@@ -11,7 +11,7 @@ import griffe
 
 _ROLE = re.compile(r":[a-z]+:`~?(?:[\w.]*\.)?([\w]+(?:\(\))?)`")
 _BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-_ROOMS = ("schedule", "config", "credit", "selection", "health", "llm.engine_config")
+_ROOMS = ("schedule", "config", "credit", "selection", "health", "placement", "llm.engine_config")
 _SOURCES = tuple(f"ovd_gym.{room}" for room in _ROOMS)
 
 

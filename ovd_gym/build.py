@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import gymnasium as gym
 from transformers import PreTrainedTokenizerBase
@@ -21,10 +21,11 @@ from ovd_gym.envs.base import ToolEnv
 from ovd_gym.errors import ConfigError, OvdGymError, unknown
 from ovd_gym.learner import Learner, trainable_model
 from ovd_gym.llm.decoder import Decoder
-from ovd_gym.llm.models import load_model
+from ovd_gym.llm.models import load_model, load_tokenizer
 from ovd_gym.llm.transformers_lm import TransformersLM
 from ovd_gym.players import LocalPlayers, Players, Stage
 from ovd_gym.plugins import check_options, find_function
+from ovd_gym.ranks import Ranks
 from ovd_gym.records import Task
 from ovd_gym.rollout import Env
 from ovd_gym.sampler import make_sampler
@@ -39,6 +40,7 @@ __all__ = [
     "Worlds",
     "assemble",
     "build",
+    "load_distiller",
     "load_student",
     "make_envs",
     "make_learner",
@@ -72,6 +74,8 @@ class Parts:
     """Empty without an evaluation section."""
     canaries: str | None
     """Name of the canary set of this world."""
+    release: Callable[[], None] = lambda: None
+    """Let go of what is not the players': workers and processes."""
 
     def export(self, path: Path, card: str) -> None:
         """Write the trained model as a plain transformers (or peft) folder, with ``card`` as its README."""
@@ -82,8 +86,9 @@ class Parts:
         (path / "README.md").write_text(card, encoding="utf-8")
 
     def close(self) -> None:
-        """Let go of the players and what they hold."""
+        """Let go of everything the parts hold."""
         self.players.close()
+        self.release()
 
 
 class World(NamedTuple):
@@ -128,7 +133,7 @@ def build(config: TrainConfig, teacher: Teacher | None = None) -> Parts:
     teacher = seeded_teacher(config, teacher)
     voice = load_student(config)
     players = make_players(config, worlds, voice, teacher)
-    learner = make_learner(config, voice.decoder)
+    learner = make_learner(config, voice.decoder, Learner)
     return assemble(config, worlds, voice, players, learner, teacher)
 
 
@@ -139,10 +144,13 @@ def assemble(
     players: Players,
     learner: Learner,
     teacher: Teacher | None,
+    release: Callable[[], None] = lambda: None,
 ) -> Parts:
     """The parts, and what is left to make of them."""
-    distiller = _distiller(config, voice.tokenizer) if config.distillation else None
-    return Parts(players, learner, teacher, distiller, voice, worlds.tasks, worlds.held_out_tasks, worlds.canaries)
+    distiller = load_distiller(config) if config.distillation else None
+    return Parts(
+        players, learner, teacher, distiller, voice, worlds.tasks, worlds.held_out_tasks, worlds.canaries, release
+    )
 
 
 def seeded_teacher(config: TrainConfig, given: Teacher | None) -> Teacher | None:
@@ -192,10 +200,13 @@ def make_players(config: TrainConfig, worlds: Worlds, voice: Voice, teacher: Tea
     )
 
 
-def make_learner(config: TrainConfig, decoder: Decoder) -> Learner:
-    """The learner that trains ``decoder``."""
+L = TypeVar("L", bound=Learner)
+
+
+def make_learner(config: TrainConfig, decoder: Decoder, kind: type[L], ranks: Ranks | None = None) -> L:
+    """The learner that trains ``decoder``, of its class ``kind``."""
     value = config.value if config.credit.estimator == "gae" else None
-    return Learner(decoder, config.learner, config.steps, value)
+    return kind(decoder, config.learner, config.steps, value, ranks)
 
 
 def make_envs(config: EnvConfig, count: int, options: Mapping[str, Any] | None = None) -> list[Env]:
@@ -239,11 +250,11 @@ def _demonstrator(config: TrainConfig, given: DemonstratorConfig, tasks: Sequenc
     return Retold(Student(TransformersLM(Decoder(model), tokenizer), own, given.max_turn_tokens), chat)
 
 
-def _distiller(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Decoder:
+def load_distiller(config: TrainConfig) -> Decoder:
     """The model whose logits are distilled. Raises ConfigError unless its token ids mean what the student's do."""
     assert config.distillation is not None
     model, own = load_model(config.distillation.model, dtype=config.student.dtype, device=config.student.device)
-    if own.get_vocab() != tokenizer.get_vocab():
+    if own.get_vocab() != load_tokenizer(config.student.model).get_vocab():
         raise ConfigError(
             f"distillation.model {config.distillation.model!r} has another tokenizer than the student: token-level "
             "distillation cannot compare them (the other arms can)"

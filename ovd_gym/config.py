@@ -16,6 +16,7 @@ from ovd_gym.credit import FROM_SCORES, CreditConfig
 from ovd_gym.errors import ConfigError, unknown
 from ovd_gym.health import HealthConfig
 from ovd_gym.llm.engine_config import EngineConfig
+from ovd_gym.placement import ScaleConfig
 from ovd_gym.records import Record
 from ovd_gym.schedule import Schedule
 from ovd_gym.selection import SelectionConfig
@@ -252,6 +253,7 @@ class TrainConfig(Record):
     value: ValueConfig = ValueConfig()
     evaluation: EvaluationConfig | None = None
     health: HealthConfig = HealthConfig()
+    scale: ScaleConfig | None = None
     steps: Annotated[int, Field(ge=1)] = 100
     seed: Annotated[int, Field(ge=0)] = 0
     run_dir: str | None = None
@@ -286,6 +288,7 @@ class TrainConfig(Record):
         if imitation or distils:
             fields = set(CreditConfig.model_fields) - {"arm"}
             _no_effect(self.credit, "credit", fields, f"with credit.arm {self.credit.arm!r}")
+        self._effective_scale()
         self._effective_arm()
         self._effective_estimator()
         self._effective_learner()
@@ -307,6 +310,16 @@ class TrainConfig(Record):
         if self.student.plain is not None and self.student.chat != "plain":
             raise ValueError(f"student.plain has no effect with student.chat {self.student.chat!r}; use 'plain'")
         return self
+
+    def _effective_scale(self) -> None:
+        """Raise ValueError for workers that would have nothing to work with."""
+        if self.scale is not None and self.scale.teachers and self.teacher is None:
+            raise ValueError("scale.teachers judge with the teacher: set one, or remove the key")
+        if self.scale is not None and self.scale.workers and self.engine.name == "vllm-server":
+            raise ValueError(
+                "scale.workers would each send their weights to the one server of engine.name 'vllm-server': take "
+                "'vllm', which each worker has for itself, or remove scale.workers"
+            )
 
     @property
     def sends_adapters(self) -> bool:

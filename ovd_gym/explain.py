@@ -19,6 +19,7 @@ from ovd_gym.config import TrainConfig
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.learner import trainable_model
 from ovd_gym.llm.models import load_tokenizer, resolve_model
+from ovd_gym.placement import ScaleConfig
 
 __all__ = ["Estimate", "data_flow", "estimate", "explain"]
 
@@ -104,7 +105,19 @@ def data_flow(config: TrainConfig) -> list[str]:
         )
     if config.teacher is not None and arm in ("grpo", "imitation", "token-opd"):
         lines[-3] += " (recorded; this arm does not learn from them)"
+    if config.scale is not None:
+        lines.append("scale      " + ", ".join(_processes(config.scale)))
     return lines
+
+
+def _processes(scale: ScaleConfig) -> Iterator[str]:
+    """Who is there besides the trainer's process."""
+    if scale.workers:
+        yield f"{scale.workers} worker(s) play"
+    if scale.teachers:
+        yield f"{scale.teachers} worker(s) judge"
+    if scale.learners > 1:
+        yield f"{scale.learners} processes hold the trained weights in shards"
 
 
 def estimate(config: TrainConfig) -> Estimate:

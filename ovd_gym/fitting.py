@@ -8,6 +8,7 @@ from pathlib import Path
 from ovd_gym.build import Worlds, load_student, make_learner, make_players
 from ovd_gym.critique import score_attempts
 from ovd_gym.errors import ConfigError
+from ovd_gym.learner import Learner
 from ovd_gym.recorder import Recorder, load_checkpoint
 from ovd_gym.records import Trajectory, load_jsonl
 from ovd_gym.teachers.fitted import FittedTeacher
@@ -55,7 +56,7 @@ def run_values(
     voice = load_student(config)
     players = make_players(config, Worlds.of(config), voice, None)
     try:
-        load_checkpoint(saved[-1], make_learner(config, voice.decoder))
+        load_checkpoint(saved[-1], make_learner(config, voice.decoder, Learner))
         return step_values(
             trajectories,
             players.training.take(

@@ -25,7 +25,7 @@ def predicting(decoder: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
     differs_T = (ids_BT[:, :first] != ids_BT[:1, :first]).any(dim=0)
     shared = int(differs_T.int().argmax()) if bool(differs_T.any()) else first
     shared = min(shared, first - 1)  # the token that predicts the first sampled one stays with its row
-    if shared < 1 or len(batch) == 1:
+    if not decoder.agrees(shared >= 1 and len(batch) > 1):
         hidden_BTD = decoder.hidden(ids_BT, attention_mask=_attention(batch), use_cache=False)
         shared = 0
     else:

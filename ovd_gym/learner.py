@@ -44,6 +44,7 @@ from ovd_gym.losses import (
     shaped_ratio,
     token_weights,
 )
+from ovd_gym.ranks import Ranks, dealt, whole
 from ovd_gym.value_head import ValueHead, estimate
 
 __all__ = ["Learner", "learning_rate", "trainable_model"]
@@ -95,15 +96,26 @@ class Learner:
 
     Args:
         value: estimate advantages with a value head; None takes those of the batch.
+        ranks: the processes that train together; each makes every call, with the same arguments.
     """
 
     def __init__(
-        self, decoder: Decoder, config: LearnerConfig, total_steps: int, value: ValueConfig | None = None
+        self,
+        decoder: Decoder,
+        config: LearnerConfig,
+        total_steps: int,
+        value: ValueConfig | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.decoder = decoder
         self.config = config
         self.total_steps = total_steps
         self.value = ValueHead(decoder.config.hidden_size, value, decoder.device) if value else None
+        copied = config.kl_weight > 0 and not hasattr(decoder.model, "disable_adapter")
+        self._frozen = Decoder(deepcopy(decoder.model).requires_grad_(False)) if copied else None
+        self._ranks = ranks or Ranks()
+        models = [decoder, *([self._frozen] if self._frozen else [])]
+        self._within = self._ranks.shard(models, *([self.value] if self.value is not None else []))
         self.parameters: dict[str, nn.Parameter] = decoder.trained
         groups = [{"params": list(self.parameters.values()), "scale": 1.0}]
         if self.value is not None:
@@ -111,8 +123,6 @@ class Learner:
             groups.append({"params": list(self.value.parameters()), "scale": scale})
             self.parameters |= {f"value.{n}": p for n, p in self.value.named_parameters()}
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
-        whole = config.kl_weight > 0 and not hasattr(decoder.model, "disable_adapter")
-        self._frozen = Decoder(deepcopy(decoder.model).requires_grad_(False)) if whole else None
 
     def update(self, batch: Batch, step: int) -> Metrics:
         """Train on ``batch``; ``step`` counts updates from 0 and sets the learning rate.
@@ -159,26 +169,29 @@ class Learner:
         return self._train(self._pieces(batch), step, Size.of(batch), loss)
 
     def weights(self) -> dict[str, Tensor]:
-        """The student's trained weights by name: the tensors themselves, which the next update changes."""
-        return dict(self.decoder.trained)
+        """The student's trained weights by name. Unless they lie in shards: the very tensors that updates change."""
+        return {name: whole(p) for name, p in self.decoder.trained.items()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Trained weights by name, and the optimiser's tensors as ``KIND/NAME``; likewise."""
         moments = {
-            f"{kind}/{name}": value
+            f"{kind}/{name}": whole(value)
             for name, p in self.parameters.items()
             for kind, value in self.optimizer.state[p].items()
         }
-        return {name: p.detach() for name, p in self.parameters.items()}, moments
+        return {name: whole(p.detach()) for name, p in self.parameters.items()}, moments
 
     @torch.no_grad()
-    def load_state(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`state` gave."""
+    def load_state(self, weights: Mapping[str, Tensor | None], moments: Mapping[str, Tensor | None]) -> None:
+        """Take over what :meth:`state` gave; ranks other than the first may be given names alone."""
         for name, p in self.parameters.items():
-            p.copy_(weights[name])
+            p.copy_(dealt(weights[name], p))
             mine = {key.partition("/")[0]: value for key, value in moments.items() if key.partition("/")[2] == name}
             # AdamW counts its steps on the CPU; the moments live with their parameter.
-            self.optimizer.state[p] = {k: v.clone() if k == "step" else v.to(p.device) for k, v in mine.items()}
+            self.optimizer.state[p] = {
+                kind: value.clone() if kind == "step" and value is not None else dealt(value, p).to(p.device)
+                for kind, value in mine.items()
+            }
 
     def _pieces(self, batch: Batch) -> list[Batch]:
         return list(micro_batches(batch.to(self.decoder.device), self.config.micro_batch_tokens))
@@ -186,14 +199,19 @@ class Learner:
     @torch.no_grad()
     def _estimated(self, pieces: Sequence[Batch], head: ValueHead) -> tuple[list[Batch], Metrics]:
         """``pieces`` with advantages, values and returns, and metrics of the values."""
-        values, rewards = [], []
-        for piece in pieces:
-            hidden_ND, targets_N = predicting(self.decoder, piece)
-            values.append(head(hidden_ND))
-            rewards.append(piece.rewards_BT[piece.mask_BT])
-            if self.config.kl_in == "reward":
-                rewards[-1] -= self.config.kl_weight * self._kl(piece, self._logprobs(hidden_ND, targets_N)[0])
+        mine = [self._within(self._forecast, piece, head) for piece, _ in self._ranks.share(pieces)]
+        found = self._ranks.gather(mine, len(pieces))
+        device = self.decoder.device
+        values, rewards = ([column.to(device) for column in columns] for columns in zip(*found, strict=True))
         return estimate(pieces, values, rewards, head.config)
+
+    def _forecast(self, piece: Batch, head: ValueHead) -> tuple[Tensor, Tensor]:
+        """[N] values and rewards of the trained tokens."""
+        hidden_ND, targets_N = predicting(self.decoder, piece)
+        rewards_N = piece.rewards_BT[piece.mask_BT]
+        if self.config.kl_in == "reward":
+            rewards_N = rewards_N - self.config.kl_weight * self._kl(piece, self._logprobs(hidden_ND, targets_N)[0])
+        return head(hidden_ND), rewards_N
 
     def _train(self, pieces: Sequence[Batch], step: int, size: Size, loss_of: Loss) -> Metrics:
         rate = learning_rate(self.config, step, self.total_steps)
@@ -202,12 +220,14 @@ class Learner:
         old: list[Tensor] = []
         tallies: list[Metrics] = []
         for epoch in range(self.config.epochs):
-            for i, piece in enumerate(pieces):
-                loss, logprobs_N, tally = loss_of(piece, old[i] if epoch else None, size)
-                loss.backward()  # type: ignore[no-untyped-call]
-                tallies.append(tally)
+            mine: list[Metrics] = []
+            for i, (piece, counts) in enumerate(self._ranks.share(pieces)):
+                loss, logprobs_N, tally = self._within(loss_of, piece, old[i] if epoch else None, size)
+                (loss if counts else 0 * loss).backward()
+                mine.append(tally)
                 if not epoch:
                     old.append(logprobs_N)
+            tallies += self._ranks.gather(mine, len(pieces))
             grad_norm = self._step()
         return {
             **_merge(tallies, self.config.epochs),
@@ -335,7 +355,7 @@ class Learner:
     def _step(self) -> float:
         """One optimiser step; the student's gradient norm. It and a value head are clipped each by itself."""
         limit, groups = self.config.max_grad_norm, self.optimizer.param_groups
-        norms = [float(nn.utils.clip_grad_norm_(group["params"], limit)) for group in groups]
+        norms = [float(whole(nn.utils.clip_grad_norm_(group["params"], limit))) for group in groups]
         if not math.isfinite(sum(norms)):
             self.optimizer.zero_grad()
             raise TrainingStopped(f"the gradient norm is {sum(norms)}: lower learner.learning_rate or raise kl_weight")

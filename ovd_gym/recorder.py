@@ -83,11 +83,14 @@ class Recorder:
         return cls(path, config)
 
     @classmethod
-    def resume(cls, path: Path) -> Recorder:
-        """An existing run folder. Raises :class:`ConfigError` if ``path`` is none."""
+    def resume(cls, path: Path, settings: Mapping[str, Any] | None = None) -> Recorder:
+        """An existing run folder; ``settings`` are laid over its configuration, for this time.
+
+        Raises :class:`ConfigError` if ``path`` is none.
+        """
         if not (path / "config.yaml").is_file():
             raise ConfigError(f"{path} is not a run folder (no config.yaml in it)")
-        return cls(path, load_config(path / "config.yaml"))
+        return cls(path, load_config(path / "config.yaml", settings))
 
     def checkpoints(self) -> list[Path]:
         """Checkpoint folders, oldest first."""

@@ -8,6 +8,7 @@ and ``ovd-prefix``) stands ``score-reward``, which mixes the teacher's scores in
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,28 +72,32 @@ def train(
         student: short for ``student.model``.
         teacher: short for ``teacher.name``; a Teacher object is used as it is.
         settings: dotted keys laid over the configuration, such as ``{"learner.learning_rate": 1e-4}``.
-        resume: a run folder to continue, in place of all of the above (but a Teacher object is given again).
+        resume: a run folder to continue, in place of all of the above; but a Teacher object is given again, and
+            settings of ``scale`` may say where the run goes on.
         display: where progress goes.
+
+    Started by torchrun, the process returns on rank 0 alone; on the others it ends when that does.
 
     Raises:
         ConfigError: nothing has been written. TrainingStopped: the last checkpoint stays valid.
     """
+    _follow()
     custom = teacher if isinstance(teacher, Teacher) else None
     names = {"env.id": env, "student.model": student, "teacher.name": None if custom else teacher}
     laid = {**{key: name for key, name in names.items() if name is not None}, **(settings or {})}
     if resume is not None:
-        if config is not None or laid:
-            raise ConfigError("a resumed run keeps its configuration: give resume alone")
-        recorder = Recorder.resume(Path(resume))
+        if config is not None or any(key.partition(".")[0] != "scale" for key in laid):
+            raise ConfigError("a resumed run keeps its configuration, except for scale: give resume, or that beside it")
+        recorder = Recorder.resume(Path(resume), laid)
         _same_teacher(recorder.config, custom)
-        parts = build(recorder.config, custom)
+        parts = _parts(recorder.config, custom)
     else:
         tree = config.model_dump(exclude_unset=True) if isinstance(config, TrainConfig) else config
         if custom is not None:
             laid["teacher.name"], laid["teacher.options"] = f"{_OBJECT}{custom.name}", {}
         checked = load_config(tree or {}, laid)
         path = Recorder.free(Path(checked.run_dir or time.strftime("runs/%Y%m%d-%H%M%S")))
-        parts = build(checked, custom)
+        parts = _parts(checked, custom)
         recorder = Recorder.create(path, checked, parts.voice.tokenizer)
     try:
         return _loop(recorder, parts, display or Display(recorder.config.steps))
@@ -107,6 +112,32 @@ def demonstrations(trajectories: Sequence[Trajectory]) -> Batch:
     if not right:
         raise TrainingStopped(f"none of {len(trajectories)} demonstrations is right: look at the demonstrator")
     return pack(right, _evenly(right))
+
+
+def _follow() -> None:
+    """Started by torchrun as another rank than 0: do what rank 0 says until it ends, and end with it."""
+    if _processes() > 1 and int(os.environ["RANK"]) > 0:
+        from ovd_gym.scale.learners import follow
+
+        follow("env://", int(os.environ["RANK"]), _processes(), None)
+        raise SystemExit(0)
+
+
+def _processes() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def _parts(config: TrainConfig, teacher: Teacher | None) -> Parts:
+    """The parts of this run, in this process or spread over others."""
+    learners = config.scale.learners if config.scale else 1
+    if _processes() not in (1, learners):
+        raise ConfigError(f"torchrun started {_processes()} processes, but scale.learners is {learners}: say the same")
+    if config.scale is None:
+        return build(config, teacher)
+    from ovd_gym.scale.parts import scaled_parts
+
+    return scaled_parts(config, teacher)
 
 
 def _same_teacher(config: TrainConfig, given: Teacher | None) -> None:

@@ -21,12 +21,12 @@ LAYERS = (
     # Top to bottom: a module imports from its own layer and from those below it, never from above.
     {"__main__", "cli", "cli_search", "cli_teachers", "cli_fit", "cli_report"},
     {"training", "critique", "findings", "fitting"},
-    {"experience", "pipeline"},
+    {"experience", "pipeline", "scale"},
     {"build", "evaluate", "explain", "bridges"},
     {"demonstration", "players", "sampler", "rollout", "values"}
-    | {"learner", "recorder", "wrappers", "registry", "report", "progress"},
+    | {"learner", "ranks", "recorder", "wrappers", "registry", "report", "progress"},
     {"episode", "batch", "forward", "losses", "value_head", "credit", "selection", "health", "config"},
-    {"calls", "schedule"},
+    {"calls", "schedule", "placement"},
     {"llm", "actions", "sanitize", "statistics", "arithmetic", "usage"},
     {"plugins"},
     {"records", "errors"},
@@ -40,6 +40,7 @@ PLUGIN_USERS = {"", "__main__", "cli", "cli_search", "training", "build", "evalu
     "findings",
     "experience",
     "pipeline",
+    "scale",
     "players",
     "rollout",
     "episode",
@@ -67,6 +68,8 @@ TORCH = (
     "recorder",
     "usage",
     "llm.*",
+    "ranks",
+    "scale.*",
     "agents.student*",
 )
 """Modules that import torch when they are imported; all others stay usable without it."""

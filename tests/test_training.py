@@ -361,7 +361,7 @@ def test_nothing_is_overwritten(finished: RunResult, tiny_folder: Path, tmp_path
         run(tiny_folder, finished.path)
     with pytest.raises(ConfigError, match="not a run folder"):
         train(resume=tmp_path, display=quiet())
-    with pytest.raises(ConfigError, match="give resume alone"):
+    with pytest.raises(ConfigError, match="keeps its configuration, except for scale"):
         train({}, resume=finished.path, display=quiet())
 
 

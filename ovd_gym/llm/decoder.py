@@ -5,7 +5,7 @@ Both the sampler and the learner work this way, so that logits exist only where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -43,6 +43,8 @@ class Decoder:
         self.config = base.config
         self.head: nn.Module = base.get_output_embeddings()
         self._decoder: nn.Module = base.get_decoder()
+        self.agrees: Callable[[bool], bool] = bool
+        """Whether all processes that hold a shard can do what this one could: they have to make the same passes."""
         self._check(base)
 
     @property
@@ -68,6 +70,12 @@ class Decoder:
         """
         windows = [getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         return min([int(self.config.max_position_embeddings), *(int(size) for size in windows if size)])
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The transformer blocks, first to last."""
+        names = getattr(self._base, "_no_split_modules", None) or ()
+        return [module for module in self._decoder.modules() if type(module).__name__ in names]
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:

@@ -1,0 +1,62 @@
+"""The Ray cluster of a run: one that is there already, or one of this machine's for the run alone."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from ovd_gym.errors import ConfigError
+from ovd_gym.placement import ScaleConfig
+
+__all__ = ["connected"]
+
+_MIN_STORE = 100_000_000
+"""Bytes; Ray wants some room to work in."""
+
+
+@contextmanager
+def connected(config: ScaleConfig, weights: int) -> Iterator[None]:
+    """Within it Ray is there.
+
+    A process that has called ``ray.init`` itself goes on with what it has; otherwise the cluster is ``config.address``
+    or, without one, processes on this machine that end with the block.
+
+    Args:
+        weights: bytes of one version of the student's trained weights; the store has to hold a few.
+
+    Raises:
+        ConfigError: nothing answers at ``config.address``.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # As Ray does by default; said aloud, it does not warn about it. Without a GPU of its own a worker sees none.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    try:
+        ray.init(log_to_driver=False, configure_logging=False, **_where(config, weights))
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"no Ray cluster at scale.address {config.address!r} ({str(error).splitlines()[0]}): start one with "
+            "`ray start --head`, or remove the key for one on this machine"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _where(config: ScaleConfig, weights: int) -> dict[str, Any]:
+    if config.address is not None:
+        return {"address": config.address}
+    cpus = config.workers * config.cpus_per_worker + config.teachers * config.cpus_per_teacher
+    return {
+        "address": "local",
+        "num_cpus": math.ceil(cpus),
+        "object_store_memory": max(_MIN_STORE, 4 * weights),
+        "include_dashboard": False,
+    }
