@@ -19,8 +19,9 @@ def test_sequences_come_grow_and_go(tiny: LlamaForCausalLM, monkeypatch: pytest.
     monkeypatch.setattr("ovd_gym.llm.shelf.PASS_TOKENS", 40)  # several passes at a time
     monkeypatch.setattr("ovd_gym.llm.shelf.PADDING_TOKENS", 5)
     draw, decoder = random.Random(0), Decoder(tiny)
-    shelf, held, fed = Shelf(decoder), {}, 0
-    feed, hidden = decoder.hidden, 0
+    shelf, feed = Shelf(decoder), decoder.hidden
+    held: dict[int, list[int]] = {}
+    fed = hidden = 0
 
     def counted(ids: torch.Tensor, **kwargs: object) -> torch.Tensor:
         nonlocal hidden
