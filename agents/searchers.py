@@ -74,6 +74,11 @@ def follow_titles(tasks: Sequence[Task], **options: Any) -> Policy:
     return by_question({t.question: title_searcher(_titles(t), t.answers, **options) for t in tasks})
 
 
+def follow_questions(tasks: Sequence[Task], **options: Any) -> Policy:
+    """:func:`single_search`, which is the same for all ``tasks``: it goes by what the conversation asks."""
+    return single_search(**options)
+
+
 def mixed_searcher(tasks: Sequence[Task], habit: float = 0.8, **options: Any) -> Policy:
     """:func:`follow_titles`, but with a bad habit: a share ``habit`` of the tasks gets queries of one word.
 

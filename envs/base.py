@@ -27,7 +27,7 @@ from ovd_gym.errors import (
     ReplayMismatch,
     ToolError,
 )
-from ovd_gym.records import Message, Record, Task, ToolCall, ToolSpec
+from ovd_gym.records import Message, Record, Task, ToolCall, ToolSpec, Trajectory
 from ovd_gym.sanitize import escape_markers
 
 __all__ = ["EpisodeSnapshot", "ToolEnv", "approximate_tokens"]
@@ -234,6 +234,21 @@ class ToolEnv(gym.Env[str, str]):
         They take the place of ``tasks`` and ``task_options``.
         """
         return {"tasks": self.tasks}
+
+    def describe(self) -> dict[str, JsonValue]:
+        """What the figures of this world depend on, for the record of an evaluation. Never a key or a password."""
+        return {
+            "class": f"{type(self).__module__}:{type(self).__qualname__}",
+            "action_format": self.action_format.name,
+            "tools": [spec.name for spec in self.tools],
+            "max_turns": self.max_turns,
+            "max_tokens": self.max_tokens,
+            "max_observation_chars": self.max_observation_chars,
+        }
+
+    def measures(self, trajectory: Trajectory) -> dict[str, float]:
+        """What an evaluation reports of an episode beside its reward, each in [0, 1]. Here nothing."""
+        return {}
 
     def opening(self) -> tuple[Message, ...]:
         """The conversation an agent starts from: instructions, then the question."""

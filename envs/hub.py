@@ -1,4 +1,4 @@
-"""Rows of a Hugging Face data set. Needs the ``datasets`` package, which is imported at the first call."""
+"""Data sets of the Hugging Face hub. Needs the ``datasets`` package, which is imported at the first call."""
 
 from __future__ import annotations
 
@@ -10,11 +10,49 @@ from typing import Any
 
 from ovd_gym.envs.jsonl import Row, row_of
 from ovd_gym.errors import ConfigError, DataError
+from ovd_gym.records import Record
 
-__all__ = ["commit_of", "hub_rows"]
+__all__ = ["Benchmark", "benchmark_rows", "commit_of", "hub_rows"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOG = logging.getLogger(__name__)
+
+
+class Benchmark(Record):
+    """Where a benchmark lies on the hub."""
+
+    repository: str
+    config: str | None = None
+    split: str
+    """The part that results are reported on; some have no public test part."""
+    revision: str | None = None
+    """Commit of the repository. None takes its newest state: no commit has been checked for these lists. The one that
+    was loaded is logged and stands in each task's metadata, ``loaded_from``, hence in trajectories and evaluations;
+    give it as ``revision`` to load the same again."""
+
+
+def benchmark_rows(
+    name: str,
+    home: Benchmark,
+    *,
+    split: str | None = None,
+    revision: str | None = None,
+    repository: str | None = None,
+    **options: Any,
+) -> Iterator[Row]:
+    """The rows of the benchmark called ``name``; a row without an id of its own is ``name-0``, ``name-1``, ...
+
+    Args:
+        name: what it is called here.
+        home: where it lies.
+        split: another part than the usual one, such as "train".
+        revision: commit of the repository; None takes the one in ``home``, if any.
+        repository: another home of the same schema: a hub name, or a local folder.
+        options: further arguments of :func:`datasets.load_dataset`.
+    """
+    options["revision"] = revision or home.revision
+    rows = hub_rows(repository or home.repository, split or home.split, home.config, **options)
+    yield from (row._replace(default_id=f"{name}-{n}") for n, row in enumerate(rows))
 
 
 def hub_rows(name: str, split: str, config: str | None = None, **options: Any) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from ovd_gym.agents.chat import Chat
 from ovd_gym.agents.retold import Retold
 from ovd_gym.agents.scripted import Policy, ScriptedAgent
 from ovd_gym.agents.student import Student, make_chat
-from ovd_gym.config import DemonstratorConfig, EnvConfig, TrainConfig
+from ovd_gym.config import DemonstratorConfig, EnvConfig, StudentConfig, TrainConfig
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.errors import ConfigError, OvdGymError, unknown
 from ovd_gym.learner import Learner, trainable_model
@@ -41,11 +41,14 @@ __all__ = [
     "assemble",
     "build",
     "load_distiller",
+    "load_player",
     "load_student",
     "make_envs",
     "make_learner",
     "make_players",
+    "merge_options",
     "seeded_teacher",
+    "tool_env",
 ]
 
 
@@ -116,12 +119,12 @@ class Worlds:
         """Those of ``config``. Raises :class:`ConfigError` for an unknown environment or options it does not take."""
         training = _world(config.env)
         held_out, held_out_tasks = _held_out(config)
-        return cls(training, held_out, _apart(_tool_env(training.first).tasks, held_out_tasks), held_out_tasks)
+        return cls(training, held_out, _apart(tool_env(training.first).tasks, held_out_tasks), held_out_tasks)
 
     @property
     def canaries(self) -> str | None:
         """Name of the canary set of this world."""
-        return _tool_env(self.training.first).canaries
+        return tool_env(self.training.first).canaries
 
 
 def build(config: TrainConfig, teacher: Teacher | None = None) -> Parts:
@@ -166,9 +169,27 @@ def load_student(config: TrainConfig) -> Voice:
     """The student with the weights that training begins with. Raises ConfigError for a model that cannot be used."""
     model, tokenizer = load_model(config.student.model, dtype=config.student.dtype, device=config.student.device)
     decoder = Decoder(trainable_model(model, config.learner, config.seed))
-    chat = make_chat(tokenizer, config.student.chat, config.student.plain)
-    chat.stop_ids = tuple(dict.fromkeys((*chat.stop_ids, *_end_ids(model))))
-    return Voice(decoder, tokenizer, chat)
+    return Voice(decoder, tokenizer, _chat(config.student, tokenizer, model))
+
+
+def load_player(config: StudentConfig) -> Student:
+    """A model as an agent, to be played and not trained. Raises ConfigError for a model that cannot be used."""
+    model, tokenizer = load_model(config.model, dtype=config.dtype, device=config.device)
+    return _student(config, Voice(Decoder(model), tokenizer, _chat(config, tokenizer, model)))
+
+
+def _student(config: StudentConfig, voice: Voice) -> Student:
+    lm = TransformersLM(voice.decoder, voice.tokenizer, config.max_context)
+    return Student(lm, voice.chat, config.max_turn_tokens)
+
+
+def _chat(config: StudentConfig, tokenizer: PreTrainedTokenizerBase, model: Any) -> Chat:
+    """The layout, with the tokens that the model's own generation settings end a turn with."""
+    chat = make_chat(tokenizer, config.chat, config.plain)
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    own = [ids] if isinstance(ids, int) else list(ids or ())
+    chat.stop_ids = tuple(dict.fromkeys((*chat.stop_ids, *own)))
+    return chat
 
 
 def make_players(config: TrainConfig, worlds: Worlds, voice: Voice, teacher: Teacher | None) -> LocalPlayers:
@@ -179,7 +200,7 @@ def make_players(config: TrainConfig, worlds: Worlds, voice: Voice, teacher: Tea
     demonstrator = _demonstrator(config, config.demonstrator, worlds.tasks, voice.chat) if config.demonstrator else None
 
     def plain(env: Env) -> Env:
-        _tool_env(env).count_tokens = voice.chat.count_tokens
+        tool_env(env).count_tokens = voice.chat.count_tokens
         return env
 
     def advised(env: Env) -> Env:
@@ -219,10 +240,10 @@ def make_envs(config: EnvConfig, count: int, options: Mapping[str, Any] | None =
 
 
 def _world(config: EnvConfig, options: Mapping[str, Any] | None = None) -> World:
-    merged = _merge(config.options, options or {})
+    merged = merge_options(config.options, options or {})
     first = _make(config.id, merged)
     shared = {key: value for key, value in merged.items() if key not in ("tasks", "task_options")}
-    shared |= _tool_env(first).shared_options()
+    shared |= tool_env(first).shared_options()
     return World(first, lambda: _make(config.id, shared))
 
 
@@ -236,7 +257,7 @@ def _make(name: str, options: Mapping[str, Any]) -> Env:
         raise ConfigError(f"{unknown('environment', name, known)} ({_line(error)})") from None
     except Exception as error:  # a plug-in may raise anything while it is made; it becomes one line
         raise ConfigError(f"environment {name!r} cannot be made: {type(error).__name__}: {_line(error)}") from error
-    _tool_env(env)
+    tool_env(env)
     return cast(Env, env)
 
 
@@ -244,10 +265,13 @@ def _demonstrator(config: TrainConfig, given: DemonstratorConfig, tasks: Sequenc
     """The demonstrator; it speaks in the student's tokens."""
     if given.model is None:
         return ScriptedAgent(_policy(given, tasks), chat)
-    model, tokenizer = load_model(given.model, dtype=config.student.dtype, device=config.student.device)
-    own = make_chat(tokenizer, "auto")
-    own.stop_ids = tuple(dict.fromkeys((*own.stop_ids, *_end_ids(model))))
-    return Retold(Student(TransformersLM(Decoder(model), tokenizer), own, given.max_turn_tokens), chat)
+    teller = StudentConfig(
+        model=given.model,
+        max_turn_tokens=given.max_turn_tokens,
+        dtype=config.student.dtype,
+        device=config.student.device,
+    )
+    return Retold(load_player(teller), chat)
 
 
 def load_distiller(config: TrainConfig) -> Decoder:
@@ -273,18 +297,13 @@ def _policy(config: DemonstratorConfig, tasks: Sequence[Task]) -> Policy:
     return policy
 
 
-def _end_ids(model: Any) -> list[int]:
-    """Tokens with which the model's own generation settings end a turn."""
-    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return [ids] if isinstance(ids, int) else list(ids or ())
-
-
 def _line(error: Exception) -> str:
     """The message in one line, without the arguments that Gymnasium appends."""
     return " ".join(str(error).partition(" was raised from")[0].split())
 
 
-def _tool_env(env: gym.Env[Any, Any]) -> ToolEnv:
+def tool_env(env: gym.Env[Any, Any]) -> ToolEnv:
+    """The world inside any wrappers. Raises :class:`ConfigError` if it is none of ours."""
     if not isinstance(env.unwrapped, ToolEnv):
         raise ConfigError(f"{type(env.unwrapped).__name__} is not an ovd_gym.envs.base.ToolEnv")
     return env.unwrapped
@@ -296,7 +315,7 @@ def _held_out(config: TrainConfig) -> tuple[World | None, Sequence[Task]]:
         return None, ()
     count = config.evaluation.episodes
     world = _world(config.env, config.evaluation.options)
-    available = _tool_env(world.first).tasks
+    available = tool_env(world.first).tasks
     if len(available) < count:
         raise ConfigError(f"evaluation.episodes is {count}, but there are only {len(available)} held-out tasks")
     return world, [available[i] for i in range(count)]
@@ -313,9 +332,10 @@ def _apart(tasks: Sequence[Task], held_out: Sequence[Task]) -> Sequence[Task]:
     return trained
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge_options(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` laid over ``base``, mapping by mapping."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge_options(merged[key], value) if both else value
     return merged

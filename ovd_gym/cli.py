@@ -1,6 +1,7 @@
 """The command line; no logic of its own.
 
-Exit codes: 0 done, 1 an error explained in one line, 2 bad usage, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 an error explained in one line, 2 bad usage, 3 an evaluation in which episodes failed, 130 stopped
+by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import typer
 from rich.console import Console
 
 import ovd_gym
-from ovd_gym import cli_fit, cli_report, cli_search, cli_teachers
+from ovd_gym import cli_eval, cli_fit, cli_report, cli_search, cli_teachers
 from ovd_gym.errors import ConfigError, OvdGymError
 
 __all__ = ["app", "main"]
@@ -31,6 +32,7 @@ app.add_typer(cli_search.app)
 app.add_typer(cli_teachers.app)
 app.add_typer(cli_fit.app)
 app.add_typer(cli_report.app)
+app.add_typer(cli_eval.app)
 
 
 @app.callback(invoke_without_command=True)

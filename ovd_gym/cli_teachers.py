@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,18 +103,13 @@ def critique(
 
 def _teachers(names: list[str], options: list[str], privileged: bool) -> list[Teacher]:
     """The teachers that ``names`` stand for; options beside a name go before those for all."""
-    from ovd_gym.config import parse_setting
+    from ovd_gym.config import parse_setting, parse_spec
     from ovd_gym.teachers.registry import make_teacher
 
     shared: dict[str, Any] = dict(map(parse_setting, options))
-    made = []
-    for text in names:
-        try:
-            name, *own = shlex.split(text)
-        except ValueError as error:
-            raise ConfigError(f"teacher {text!r}: {error}; expected a name and key=value options after it") from None
-        more = {"privileged": True} if privileged else {}
-        made.append(make_teacher(name, **shared | more | dict(map(parse_setting, own))))
+    more = {"privileged": True} if privileged else {}
+    specs = [parse_spec(text, "teacher") for text in names]
+    made = [make_teacher(name, **shared | more | own) for name, own in specs]
     if len({(teacher.name, teacher.privileged) for teacher in made}) < len(made):
         raise ConfigError(f"two of the teachers are the same: {', '.join(teacher.name for teacher in made)}")
     return made

@@ -5,6 +5,7 @@ An unknown key is refused with a suggestion; a key that would have no effect is 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -36,6 +37,7 @@ __all__ = [
     "ValueConfig",
     "load_config",
     "parse_setting",
+    "parse_spec",
 ]
 
 
@@ -258,11 +260,15 @@ class TrainConfig(Record):
     seed: Annotated[int, Field(ge=0)] = 0
     run_dir: str | None = None
     """Where the run is written; must not exist yet. None: ``runs/<time>``."""
+    trackers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()
+    """Where the figures go besides TensorBoard; each is set up in its own environment variables."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
 
     @model_validator(mode="after")
     def _effective(self) -> Self:
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers name one twice: {', '.join(self.trackers)}")
         if self.credit.arm == "score-reward" and self.teacher is None:
             raise ValueError("credit.arm 'score-reward' needs a teacher; set one, or choose arm 'grpo'")
         if self.teacher is not None and not self.teacher.canaries:
@@ -424,6 +430,19 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return name, yaml.safe_load(value)
     except yaml.YAMLError:
         raise ConfigError(f"setting {text!r}: its value is not valid YAML") from None
+
+
+def parse_spec(text: str, what: str) -> tuple[str, dict[str, Any]]:
+    """``"name key=value other='a b'"``, quoted as in a shell, as the name and its options; ``what`` it names.
+
+    >>> parse_spec("digits model=tiny samples=3", "teacher")
+    ('digits', {'model': 'tiny', 'samples': 3})
+    """
+    try:
+        name, *options = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"{what} {text!r}: {error}; expected a name and key=value options after it") from None
+    return name, dict(map(parse_setting, options))
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ovd_gym.errors import ConfigError, DataError
 from ovd_gym.llm.choice import Usage
-from ovd_gym.records import Critique, R, Record, load_jsonl, save_jsonl
+from ovd_gym.records import Critique, Record, load_appended, load_jsonl, save_jsonl
 from ovd_gym.teachers.base import Teacher
 from ovd_gym.teachers.labelled import Attempt
 
@@ -69,7 +69,7 @@ class CritiqueFolder:
             (path / "critiques").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"cannot write to {path}: {error.strerror}") from None
-        known = {attempt.id: attempt for attempt in _load(path / "attempts.jsonl", Attempt)}
+        known = {attempt.id: attempt for attempt in load_appended(path / "attempts.jsonl", Attempt)}
         for attempt in attempts:
             if known.get(attempt.id, attempt) != attempt:
                 raise DataError(
@@ -79,12 +79,12 @@ class CritiqueFolder:
 
     def critiques(self, teacher: Teacher, again: bool = False) -> dict[str, Critique]:
         """What ``teacher`` has said so far, by attempt id; of an attempt judged twice the later critique."""
-        return {critique.trajectory_id: critique for critique in _load(self._file(teacher, again), Critique)}
+        return {critique.trajectory_id: critique for critique in load_appended(self._file(teacher, again), Critique)}
 
     def cost(self, teacher: Teacher, again: bool = False) -> Batch:
         """What that took, all batches together."""
         name = _label(teacher, again)
-        batches = [batch for batch in _load(self.path / "batches.jsonl", Batch) if batch.teacher == name]
+        batches = [batch for batch in load_appended(self.path / "batches.jsonl", Batch) if batch.teacher == name]
         return Batch(
             teacher=name,
             attempts=sum(batch.attempts for batch in batches),
@@ -145,7 +145,7 @@ def judge(
     for together in _batches(attempts, done, batch, whole_groups=teacher.relative):
         started, before = time.monotonic(), teacher.usage()
         critiques = score_attempts(teacher, together)
-        folder.record(teacher, again, critiques, time.monotonic() - started, _minus(teacher.usage(), before))
+        folder.record(teacher, again, critiques, time.monotonic() - started, teacher.usage() - before)
         known |= {critique.trajectory_id: critique for critique in critiques}
         done |= {attempt.id for attempt in together}
         on_batch(len(done), sum(not known[name].valid for name in done))
@@ -207,20 +207,5 @@ def _batches(attempts: Sequence[Attempt], done: set[str], batch: int, whole_grou
         yield waiting
 
 
-def _load(path: Path, kind: type[R]) -> list[R]:
-    """The records in ``path``, none if there is no such file. A last line cut short by a kill is dropped for good."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    if not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
-    return list(load_jsonl(path, kind))
-
-
 def _label(teacher: Teacher, again: bool) -> str:
     return teacher.name + " (privileged)" * teacher.privileged + " (again)" * again
-
-
-def _minus(after: Usage, before: Usage) -> Usage:
-    return Usage(**{name: getattr(after, name) - getattr(before, name) for name in Usage.model_fields})

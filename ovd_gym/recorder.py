@@ -12,22 +12,21 @@
         credits/               step-00003.jsonl: what the update made of them, an advantage for every step
         canaries/              step-00003.json: what the teacher made of its canary set
         tensorboard/           the metrics again
+        tracking_id            the run's name at its trackers, if it has some
         checkpoints/step-00003 weights, optimiser state and position; written whole or not at all
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import yaml
 from safetensors import SafetensorError
@@ -40,7 +39,9 @@ from ovd_gym.config import TrainConfig, load_config
 from ovd_gym.credit import Credit
 from ovd_gym.errors import ConfigError, DataError, TrainingStopped
 from ovd_gym.learner import Learner
+from ovd_gym.provenance import file_hash, versions
 from ovd_gym.records import Critique, Record, Trajectory, load_jsonl, save_jsonl
+from ovd_gym.trackers import TrackedRun, Trackers, check_trackers
 
 __all__ = ["Kind", "Recorder", "load_checkpoint", "save_checkpoint"]
 
@@ -48,6 +49,8 @@ Kind = Literal["step", "eval"]
 _EPISODES = ("trajectories", "critiques", "credits")
 _STATE = "state.json"
 _WEIGHTS = ("weights.safetensors", "optimizer.safetensors")
+_TRACKING = "tracking_id"
+_LIBRARIES = ("ovd-gym", "torch", "transformers", "peft", "gymnasium", "numpy")
 
 
 class Recorder:
@@ -57,6 +60,7 @@ class Recorder:
         self.path = path
         self.config = config
         self._board: SummaryWriter | None = None
+        self._trackers: Trackers | None = None
 
     @staticmethod
     def free(path: Path) -> Path:
@@ -70,15 +74,18 @@ class Recorder:
 
     @classmethod
     def create(cls, path: Path, config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Recorder:
-        """A new run folder, made whole or not at all."""
+        """A new run folder, made whole or not at all. Raises :class:`ConfigError` for a tracker that is missing."""
+        check_trackers(config.trackers)
         staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=_made(path.parent)))
         staged.chmod(0o755)
         for name in (*_EPISODES, "checkpoints"):
             (staged / name).mkdir()
         tokenizer.save_pretrained(staged / "tokenizer")
-        (staged / "versions.json").write_text(json.dumps(_versions(), indent=2) + "\n", encoding="utf-8")
+        (staged / "versions.json").write_text(json.dumps(versions(*_LIBRARIES), indent=2) + "\n", encoding="utf-8")
         tree = config.model_dump(mode="json")
         (staged / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        if config.trackers:
+            (staged / _TRACKING).write_text(uuid4().hex, encoding="utf-8")
         staged.rename(cls.free(path))
         return cls(path, config)
 
@@ -112,6 +119,10 @@ class Recorder:
             shutil.rmtree(staged)
         self._close_board()
         self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+        if self.config.trackers:
+            name = (self.path / _TRACKING).read_text(encoding="utf-8")
+            run = TrackedRun(name, self.path.name, self.config.model_dump(mode="json"))
+            self._trackers = Trackers(self.config.trackers, run)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Recorded training steps, in order."""
@@ -143,9 +154,11 @@ class Recorder:
                 lines.write(json.dumps(row) + "\n")
         if self._board is None:
             self._board = SummaryWriter(str(self.path / "tensorboard"))
-        for key, value in row.items():
-            if key != "step" and isinstance(value, int | float):
-                self._board.add_scalar(f"{kind}/{key}", value, row["step"])
+        numbers = {f"{kind}/{key}": float(v) for key, v in row.items() if key != "step" and isinstance(v, int | float)}
+        for key, value in numbers.items():
+            self._board.add_scalar(key, value, row["step"])
+        if self._trackers is not None:
+            self._trackers.log(numbers, row["step"])
 
     def record_canaries(self, report: Record, step: int) -> None:
         """Write what the teacher made of its canary set after ``step`` training steps."""
@@ -185,6 +198,8 @@ class Recorder:
     def close(self) -> None:
         """Flush what is buffered."""
         self._close_board()
+        if self._trackers is not None:
+            self._trackers.close()
 
     def _close_board(self) -> None:
         if self._board is not None:
@@ -202,7 +217,7 @@ def save_checkpoint(path: Path, learner: Learner, step: int) -> None:
         weights, moments = learner.state()
         save_file(_contiguous(weights), staged / _WEIGHTS[0])
         save_file(_contiguous(moments), staged / _WEIGHTS[1])
-        sums = {file.name: _sha256(file) for file in staged.iterdir()}
+        sums = {file.name: file_hash(file) for file in staged.iterdir()}
         (staged / _STATE).write_text(json.dumps({"step": step, "sha256": sums}), encoding="utf-8")
         staged.chmod(0o755)
         staged.rename(path)
@@ -221,7 +236,7 @@ def load_checkpoint(path: Path, learner: Learner) -> int:
     try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
         for name in _WEIGHTS:  # these, whatever else a state from elsewhere may name
-            if _sha256(path / name) != state["sha256"][name]:
+            if file_hash(path / name) != state["sha256"][name]:
                 raise DataError(f"{damaged} (checksum of {name}){advice}")
         weights, moments = (load_file(path / name) for name in _WEIGHTS)
         step = int(state["step"])
@@ -247,11 +262,6 @@ def _writing(path: Path) -> Iterator[None]:
         raise TrainingStopped(
             f"cannot write to {path} ({error}): make room and continue with --resume {path}"
         ) from error
-
-
-def _versions() -> dict[str, str]:
-    libraries = ("ovd-gym", "torch", "transformers", "peft", "gymnasium", "numpy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in libraries}}
 
 
 def _made(path: Path) -> Path:
@@ -285,8 +295,3 @@ def _write_atomically(path: Path, text: str) -> None:
     staged = path.with_name(f".{path.name}.new")
     staged.write_text(text, encoding="utf-8")
     os.replace(staged, path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

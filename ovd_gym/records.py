@@ -35,6 +35,7 @@ __all__ = [
     "ToolSpec",
     "Trajectory",
     "first_problem",
+    "load_appended",
     "load_jsonl",
     "save_jsonl",
 ]
@@ -269,6 +270,21 @@ def load_jsonl(path: str | Path, kind: type[R]) -> Iterator[R]:
                     yield kind.model_validate_json(line)
                 except ValidationError as error:
                     raise DataError(f"{path}:{number}: not a {kind.__name__}: {first_problem(error)}") from error
+
+
+def load_appended(path: str | Path, kind: type[R]) -> list[R]:
+    """The records in a file that grows, none if there is none yet.
+
+    A last line cut short by a kill is dropped, from the file too.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+    return list(load_jsonl(path, kind))
 
 
 def first_problem(error: ValidationError) -> str:

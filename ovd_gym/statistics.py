@@ -7,12 +7,13 @@ Shapes: ``N`` rows. A statistic that has no number on its rows, such as a mean o
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from math import sqrt
+from math import comb, sqrt
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ovd_gym.errors import ConfigError
 from ovd_gym.records import Record
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "bootstrap_interval",
     "calibration_error",
     "estimate",
+    "pass_at_k",
+    "sign_test",
     "spearman",
     "tie_share",
     "weighted_kappa",
@@ -148,6 +151,36 @@ def estimate(
         return None
     low, high = bootstrap_clusters(statistic, clusters, resamples=resamples)
     return Estimate(value=value, low=low, high=high, count=len(clusters) if count is None else count)
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """The probability that ``k`` of ``samples`` attempts, drawn without return, hold a right one; without bias.
+
+    Source: Chen et al., "Evaluating large language models trained on code", arXiv 2107.03374, equation 1.
+
+    >>> pass_at_k(4, 1, 2)
+    0.5
+    """
+    if not 0 <= right <= samples or not 1 <= k <= samples:
+        raise ValueError(
+            f"{right} right of {samples} attempts, k = {k}: expected right and k within them, k at least 1"
+        )
+    return 1 - comb(samples - right, k) / comb(samples, k)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """The two-sided p-value of a paired comparison that one side wins so often and loses so often; ties are left out.
+
+    With right and wrong answers this is McNemar's test in its exact form. Needs scipy, which is imported here.
+
+    >>> sign_test(1, 0)
+    1.0
+    """
+    try:
+        from scipy.stats import binomtest
+    except ImportError as error:
+        raise ConfigError('comparing two evaluations needs scipy: pip install "ovd-gym[train]"') from error
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 # Ranking, calibration, agreement ---------------------------------------------------------------------------

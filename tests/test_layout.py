@@ -19,16 +19,16 @@ PLUGINS = ("envs", "agents", "teachers")
 
 LAYERS = (
     # Top to bottom: a module imports from its own layer and from those below it, never from above.
-    {"__main__", "cli", "cli_search", "cli_teachers", "cli_fit", "cli_report"},
-    {"training", "critique", "findings", "fitting"},
-    {"experience", "pipeline", "scale"},
+    {"__main__", "cli", "cli_search", "cli_teachers", "cli_fit", "cli_report", "cli_eval"},
+    {"training", "critique", "findings", "fitting", "evals", "eval_results"},
+    {"experience", "eval_setup", "pipeline", "scale"},
     {"build", "evaluate", "explain", "bridges"},
     {"demonstration", "players", "sampler", "rollout", "values"}
     | {"learner", "ranks", "recorder", "wrappers", "registry", "report", "progress"},
     {"episode", "batch", "forward", "losses", "value_head", "credit", "selection", "health", "config"},
     {"calls", "schedule", "placement"},
     {"llm", "actions", "sanitize", "statistics", "arithmetic", "usage"},
-    {"plugins"},
+    {"plugins", "provenance", "trackers"},
     {"records", "errors"},
 )
 PLUGIN_USERS = {"", "__main__", "cli", "cli_search", "training", "build", "evaluate", "explain"} | {
@@ -38,6 +38,8 @@ PLUGIN_USERS = {"", "__main__", "cli", "cli_search", "training", "build", "evalu
     "values",
     "critique",
     "findings",
+    "evals",
+    "eval_setup",
     "experience",
     "pipeline",
     "scale",

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
+
+from pydantic import JsonValue
 
 from ovd_gym.actions import ActionFormat, get_format
 from ovd_gym.envs.base import ToolEnv
@@ -87,6 +91,14 @@ class MathEnv(ToolEnv):
         observation, reward, terminated, truncated, info = super().step(action)
         info["grading"] = None if self._verdict is None else self._verdict.how
         return observation, reward, terminated, truncated, info
+
+    def describe(self) -> dict[str, JsonValue]:
+        """As :meth:`ToolEnv.describe`, with what compares the answers and the sandbox's limits."""
+        rule = (
+            f"mathematical equality, math-verify {version('math-verify')}, or a plain number where a task asks for it"
+        )
+        limits: dict[str, JsonValue] = asdict(self._sandbox.limits)
+        return super().describe() | {"answers": rule, "sandbox": limits}
 
     def close(self) -> None:
         """Give the sandbox process back."""

@@ -13,29 +13,58 @@ from typing import Any, overload
 import numpy as np
 
 from ovd_gym.actions import last_boxed
-from ovd_gym.envs.hub import hub_rows
+from ovd_gym.envs.hub import Benchmark, benchmark_rows, hub_rows
 from ovd_gym.envs.jsonl import Row, read_rows, take_text, take_texts, task_of
 from ovd_gym.envs.math_qa.generated import GENERATORS, reasoning_gym_tasks
-from ovd_gym.errors import ConfigError, DataError
+from ovd_gym.errors import ConfigError, DataError, unknown
 from ovd_gym.records import Task
 
-__all__ = ["GENERATORS", "hub_tasks", "jsonl_tasks", "load_tasks", "reasoning_gym_tasks", "split_tasks"]
+__all__ = ["BENCHMARKS", "GENERATORS", "benchmark", "hub_tasks", "jsonl_tasks", "load_tasks"]
+__all__ += ["reasoning_gym_tasks", "split_tasks"]
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "gsm8k": Benchmark(repository="openai/gsm8k", config="main", split="test"),
+    "math500": Benchmark(repository="HuggingFaceH4/MATH-500", split="test"),
+    "aime24": Benchmark(repository="HuggingFaceH4/aime_2024", split="train"),
+    "aime25": Benchmark(repository="math-ai/aime25", split="test"),
+    "amc23": Benchmark(repository="math-ai/amc23", split="test"),
+    "minerva": Benchmark(repository="math-ai/minervamath", split="test"),
+    "olympiadbench": Benchmark(repository="Hothan/OlympiadBench", config="OE_TO_maths_en_COMP", split="train"),
+}
+"""The field's benchmarks of mathematics; of OlympiadBench the open-ended English problems without pictures."""
 
 
 def load_tasks(spec: str, **options: Any) -> Sequence[Task]:
     """The tasks that ``spec`` names.
 
     Args:
-        spec: ``"reasoning_gym:NAME"``, ``"hub:OWNER/NAME"``, or the path of a ``.jsonl`` or ``.jsonl.gz`` file.
-        options: arguments of :func:`reasoning_gym_tasks`, :func:`hub_tasks`; a file takes none.
+        spec: a name of :data:`BENCHMARKS`, ``"reasoning_gym:NAME"``, ``"hub:OWNER/NAME"``, or the path of a
+            ``.jsonl`` or ``.jsonl.gz`` file.
+        options: arguments of :func:`benchmark`, :func:`reasoning_gym_tasks`, :func:`hub_tasks`; a file takes none.
     """
-    kind, colon, name = spec.partition(":")
+    kind, _, name = spec.partition(":")
     sources: Mapping[str, Callable[..., Sequence[Task]]] = {"reasoning_gym": reasoning_gym_tasks, "hub": hub_tasks}
-    source = sources.get(kind) if colon else None
     try:
-        return source(name, **options) if source else jsonl_tasks(spec, **options)
+        if name and kind in sources:
+            return sources[kind](name, **options)
+        if spec.endswith((".jsonl", ".jsonl.gz")):
+            return jsonl_tasks(spec, **options)
+        return benchmark(spec, **options)
     except TypeError as error:
         raise ConfigError(f"tasks {spec!r} with options {sorted(options)}: {error}") from error
+
+
+def benchmark(name: str, **options: Any) -> Sequence[Task]:
+    """A benchmark from the hub.
+
+    Args:
+        name: one of :data:`BENCHMARKS`.
+        options: ``split``, ``revision``, ``repository`` and others of :func:`~ovd_gym.envs.hub.benchmark_rows`.
+    """
+    if name not in BENCHMARKS:
+        others = ("reasoning_gym:NAME", "hub:OWNER/NAME", "FILE.jsonl", "FILE.jsonl.gz")
+        raise ConfigError(unknown("tasks", name, (*BENCHMARKS, *others)))
+    return tuple(map(_task, benchmark_rows(name, BENCHMARKS[name], **options)))
 
 
 def jsonl_tasks(path: str | Path) -> Sequence[Task]:

@@ -14,45 +14,36 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ovd_gym.envs.hub import hub_rows
+from ovd_gym.envs.hub import Benchmark, benchmark_rows
 from ovd_gym.envs.jsonl import Row, read_rows, take_text, take_texts, task_of
 from ovd_gym.envs.web_search.base import Passage
 from ovd_gym.envs.web_search.index_sources import read_passages
 from ovd_gym.envs.web_search.world import World
 from ovd_gym.errors import ConfigError, DataError, unknown
-from ovd_gym.records import Record, Task
+from ovd_gym.records import Task
 
-__all__ = ["BENCHMARKS", "Benchmark", "benchmark", "closed_passages", "closed_questions", "file_questions"]
+__all__ = ["BENCHMARKS", "benchmark", "closed_passages", "closed_questions", "file_questions"]
 __all__ += ["load_questions", "world_questions"]
 
 _ANSWER_FIELDS = ("golden_answers", "answers", "answer")
 _PASSAGES = "wiki_passages.jsonl.gz"
 
 
-class Benchmark(Record):
-    """Where a benchmark lies on the hub."""
-
-    repository: str = "RUC-NLPIR/FlashRAG_datasets"
-    """One collection in one schema (id, question, golden_answers, metadata): what most papers on search use.
-    Jin et al., "FlashRAG", arXiv 2405.13576."""
-    config: str
-    split: str
-    """The part that results are reported on; some have no public test part."""
-    revision: str | None = None
-    """Commit of the repository. None takes its newest state: no commit has been checked for this list. The one that
-    was loaded is logged and stands in each task's metadata, ``loaded_from``, hence in the trajectories of a run; set it
-    (``load_questions("nq", revision="...")``) to load the same again."""
+def _flashrag(config: str, split: str) -> Benchmark:
+    return Benchmark(repository="RUC-NLPIR/FlashRAG_datasets", config=config, split=split)
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
-    "nq": Benchmark(config="nq", split="test"),
-    "triviaqa": Benchmark(config="triviaqa", split="test"),
-    "popqa": Benchmark(config="popqa", split="test"),
-    "hotpotqa": Benchmark(config="hotpotqa", split="dev"),
-    "2wikimultihopqa": Benchmark(config="2wikimultihopqa", split="dev"),
-    "musique": Benchmark(config="musique", split="dev"),
-    "bamboogle": Benchmark(config="bamboogle", split="test"),
+    "nq": _flashrag("nq", "test"),
+    "triviaqa": _flashrag("triviaqa", "test"),
+    "popqa": _flashrag("popqa", "test"),
+    "hotpotqa": _flashrag("hotpotqa", "dev"),
+    "2wikimultihopqa": _flashrag("2wikimultihopqa", "dev"),
+    "musique": _flashrag("musique", "dev"),
+    "bamboogle": _flashrag("bamboogle", "test"),
 }
+"""One collection in one schema (id, question, golden_answers, metadata): what most papers on search use.
+Jin et al., "FlashRAG", arXiv 2405.13576."""
 
 
 def load_questions(spec: str, **options: Any) -> Sequence[Task]:
@@ -80,25 +71,17 @@ def load_questions(spec: str, **options: Any) -> Sequence[Task]:
         raise ConfigError(f"questions {spec!r} with options {sorted(options)}: {error}") from error
 
 
-def benchmark(
-    name: str, *, split: str | None = None, revision: str | None = None, repository: str | None = None, **options: Any
-) -> Sequence[Task]:
+def benchmark(name: str, **options: Any) -> Sequence[Task]:
     """A benchmark from the hub.
 
     Args:
         name: one of :data:`BENCHMARKS`.
-        split: another part than the usual one, such as "train".
-        revision: commit of the repository; None takes the one pinned in :data:`BENCHMARKS`, if any.
-        repository: another home of the same schema: a hub name, or a local folder.
-        options: further arguments of :func:`datasets.load_dataset`.
+        options: ``split``, ``revision``, ``repository`` and others of :func:`~ovd_gym.envs.hub.benchmark_rows`.
     """
     if name not in BENCHMARKS:
         others = ("closed:NAME", "world", "FILE.jsonl", "FILE.jsonl.gz")
         raise ConfigError(unknown("question set", name, (*BENCHMARKS, *others)))
-    home = BENCHMARKS[name]
-    options["revision"] = revision or home.revision
-    rows = hub_rows(repository or home.repository, split or home.split, home.config, **options)
-    return tuple(_task(row._replace(default_id=f"{name}-{n}")) for n, row in enumerate(rows))
+    return tuple(map(_task, benchmark_rows(name, BENCHMARKS[name], **options)))
 
 
 def file_questions(path: str | Path) -> Sequence[Task]:
@@ -114,19 +97,24 @@ def file_questions(path: str | Path) -> Sequence[Task]:
     return tuple(_task(row) for row in read_rows(path, "questions"))
 
 
-def closed_questions(name: str = "", *, data_folder: str | Path) -> Sequence[Task]:
+def closed_questions(name: str = "", *, data_folder: str | Path, having: str | None = None) -> Sequence[Task]:
     """A set whose answers are in the passages beside it (:func:`closed_passages`).
 
     Args:
         name: ``NAME`` of a file ``NAME_closed.jsonl.gz``.
         data_folder: where the files are.
+        having: only the questions with this field, such as ``gold_titles``, which some sets know of some questions.
     """
     suffix = "_closed.jsonl.gz"
     path = Path(data_folder) / f"{name}{suffix}"
     if not path.is_file():
-        found = [file.name.removesuffix(suffix) for file in Path(data_folder).glob(f"*{suffix}")]
-        raise ConfigError(f"{unknown('closed set', name, found)} (in {data_folder})")
-    return file_questions(path)
+        names = [file.name.removesuffix(suffix) for file in Path(data_folder).glob(f"*{suffix}")]
+        raise ConfigError(f"{unknown('closed set', name, names)} (in {data_folder})")
+    found = file_questions(path)
+    chosen = found if having is None else tuple(task for task in found if having in task.metadata)
+    if not chosen:
+        raise ConfigError(f"no question of {path} has the field {having!r}")
+    return chosen
 
 
 def closed_passages(data_folder: str | Path) -> Sequence[Passage]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pydantic import JsonValue
+
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.envs.tools import tool
 from ovd_gym.envs.web_search.base import (
@@ -26,7 +28,7 @@ from ovd_gym.envs.web_search.reading import find_in_text, paginate
 from ovd_gym.envs.web_search.sources import WORLD, backend_of, questions, reader_of
 from ovd_gym.envs.web_search.timed import TimedCalls
 from ovd_gym.errors import ConfigError, ToolError, unknown
-from ovd_gym.records import Task
+from ovd_gym.records import Task, Trajectory
 
 __all__ = ["SearchEnv"]
 
@@ -211,6 +213,27 @@ class SearchEnv(ToolEnv):
         info |= {name: self._trail.metrics.get(name) for name in METRICS}
         info |= {"seen": list(dict.fromkeys(self._trail.ids.values())), "visited": list(self._trail.visited)}
         return observation, reward, terminated, truncated, info
+
+    def describe(self) -> dict[str, JsonValue]:
+        """As :meth:`ToolEnv.describe`, with the rule for answers and all that is said of the retriever."""
+        return super().describe() | {
+            "reward": self.reward,
+            "answers": "normalised as by SQuAD 1.1, the best of the gold answers",
+            "retriever": dict(self.backend.describe()),
+            "reader": type(self.reader).__name__,
+            "max_top_k": self.max_top_k,
+            "page_chars": self.page_chars,
+        }
+
+    def measures(self, trajectory: Trajectory) -> dict[str, float]:
+        """``em``, ``f1``, ``cover_em`` of the answer (0 without one); ``found``: a gold answer stood in what was read.
+
+        ``found`` bounds what a student that only repeats what it reads could have got right.
+        """
+        answer, golds = trajectory.answer, trajectory.task.answers
+        given = {name: 0.0 if answer is None else metric(answer, golds) for name, metric in METRICS.items()}
+        read = "\n".join(step.observation for step in trajectory.steps[:-1])
+        return given | {"found": cover_exact_match(read, golds)}
 
     def at_update(self, updates: int) -> None:
         """Tell the backend that there have been ``updates`` learner updates, if it wants to know."""

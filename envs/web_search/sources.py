@@ -51,11 +51,14 @@ def backend_of(
 
     Args:
         spec: a backend or what :func:`~ovd_gym.envs.web_search.backends.make_backend` takes; ``"world"`` with
-            ``world_seed``, ``size`` and ``port``; None is the world that the questions are about. With a port the
-            world is also served there, on this machine, as a web site whose pages link to each other.
+            ``world_seed``, ``size`` and ``port``; None is the world that the questions are about, or the passages
+            beside a closed set. With a port the world is also served there, on this machine, as a web site whose pages
+            link to each other.
         tasks, task_options: as given to :func:`questions`.
     """
     if spec is None:
+        if isinstance(tasks, str) and tasks.startswith("closed:"):
+            return _passages(str(task_options["data_folder"])), False
         if tasks != WORLD:
             raise ConfigError("these questions need a backend: give one, or a spec such as 'local:PATH'")
         return _index(**_world_options(dict(task_options))), False
@@ -122,6 +125,14 @@ def _index(seed: int, size: int) -> SearchBackend:
     from ovd_gym.envs.web_search.local import LocalIndex
 
     return LocalIndex.in_memory(_world(seed, size).passages())
+
+
+@functools.lru_cache(maxsize=1)
+def _passages(data_folder: str) -> SearchBackend:
+    from ovd_gym.envs.web_search.datasets import closed_passages
+    from ovd_gym.envs.web_search.local import LocalIndex
+
+    return LocalIndex.in_memory(closed_passages(data_folder))
 
 
 @functools.lru_cache(maxsize=4)

