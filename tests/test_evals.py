@@ -83,7 +83,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delitem(sys.modules, "evals_of_this_test", raising=False)
     Path("evals_of_this_test.py").write_text(WORLD)
     Path("one.jsonl").write_text('{"question": "q", "answers": ["a"]}\n')
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
     yield tmp_path
+    signal.signal(signal.SIGINT, before)
     gymnasium.registry.pop("EvalSums-v0", None)
 
 
