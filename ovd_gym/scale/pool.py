@@ -139,6 +139,8 @@ class Pool:
             value = ray.get(ref)
         except RayTaskError as error:  # the actor lives: its code raised
             self._idle.append(task.actor)
+            if task.run not in (0, self._runs):  # of a run that has been left
+                return None
             raise error.cause if isinstance(error.cause, Exception) else error from None
         except RayError as error:
             self._replace(task, error)
