@@ -151,7 +151,7 @@ def estimate(config: TrainConfig) -> Estimate:
         trained,
         parameters * size + trained * (size + 8),
         per_token * max(config.learner.micro_batch_tokens, context) + logits,
-        episodes * context * 2 * shape.num_hidden_layers * heads * head_dim * size,
+        min(episodes, config.rollout.max_rows) * context * 2 * shape.num_hidden_layers * heads * head_dim * size,
         sampled,
         passes * parameters / _flops(config),
     )

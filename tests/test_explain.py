@@ -28,6 +28,8 @@ def test_sizes_are_those_of_the_model(tiny_folder: Path) -> None:
         found.cache == 8 * 512 * 2 * 2 * 2 * 8 * 4
     )  # episodes, its 512 positions, k and v, layers, heads, size, bytes
     assert found.seconds > 0
+    fewer = config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_rows": 2})})
+    assert estimate(fewer).cache == found.cache / 4
 
 
 def test_adapters_are_counted(tiny_folder: Path) -> None:
