@@ -30,7 +30,7 @@ def connected(config: ScaleConfig, weights: int) -> Iterator[None]:
         weights: bytes of one version of the student's trained weights; the store has to hold a few.
 
     Raises:
-        ConfigError: nothing answers at ``config.address``.
+        ConfigError: nothing answers at ``config.address``, or Ray does not start.
     """
     if ray.is_initialized():
         yield
@@ -39,10 +39,13 @@ def connected(config: ScaleConfig, weights: int) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     try:
         ray.init(log_to_driver=False, configure_logging=False, **_where(config, weights))
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises bare ones, too
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if config.address is None:
+            raise ConfigError(f"Ray does not start on this machine: {why}") from error
         raise ConfigError(
-            f"no Ray cluster at scale.address {config.address!r} ({str(error).splitlines()[0]}): start one with "
-            "`ray start --head`, or remove the key for one on this machine"
+            f"no Ray cluster at scale.address {config.address!r} ({why}): start one with `ray start --head`, or remove "
+            "the key for one on this machine"
         ) from error
     try:
         yield
