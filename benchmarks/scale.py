@@ -103,7 +103,8 @@ def tiny_student(folder: Path) -> str:
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate([*alphabet, "</s>"])}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>").save_pretrained(folder)
+    make: Any = PreTrainedTokenizerFast
+    make(tokenizer_object=core, eos_token="</s>").save_pretrained(folder)
     torch.manual_seed(0)
     shape: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
     shape |= {"num_attention_heads": 4, "vocab_size": len(alphabet) + 1, "max_position_embeddings": 1024}

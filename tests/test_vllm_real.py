@@ -101,8 +101,8 @@ def main():
     told = []
     for version in range(2):
         sender.send(version)
-        greedy, drawn = Sampling(12, GREEDY, stop=("x",)), play(engine, Sampling(12))
-        assert drawn == play(engine, Sampling(12))
+        greedy, drawn = Sampling(12, GREEDY, stop=("x",)), [turn[1] for turn in play(engine, Sampling(12))]
+        assert drawn == [turn[1] for turn in play(engine, Sampling(12))]
         told.append([play(engine, greedy), play(TransformersLM(decoder, tokenizer), greedy), drawn])
         for weight in model.parameters():
             weight.mul_(1.1)
@@ -328,7 +328,7 @@ def test_training_through_a_server_with_weights_sent_after_every_update(
                 "student.plain": {"few_shot": "?", "system": ""},
                 "env.options": {"tasks": "reasoning_gym:chain_sum", "action_format": "line", "max_turns": 2},
                 "rollout": {"tasks_per_step": 2, "group_size": 3, "staleness": staleness},
-                "learner": {"lora_rank": 4, "learning_rate": 0.02},
+                "learner": {"lora_rank": 4, "learning_rate": 0.02, "kl_weight": 0.1},
                 "engine": {"name": "vllm-server", "base_url": url, "sync": sync, "max_logprob_gap": 1e-3},
                 "steps": 4,
                 "run_dir": str(tmp_path / f"{sync}-{staleness}"),
