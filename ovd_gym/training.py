@@ -2,6 +2,7 @@
 
 Every random draw derives from (seed, training step, episode), so nothing but weights, optimiser state and the step
 has to be kept to continue a run exactly (a teacher with randomness of its own has to derive it from what it judges).
+Not so ahead of the updates (``rollout.staleness`` above 0): see :mod:`ovd_gym.pipeline`.
 Departure from the paper (arXiv 2601.21968): beside its filters (arms ``ovd``
 and ``ovd-prefix``) stands ``score-reward``, which mixes the teacher's scores into the reward.
 """

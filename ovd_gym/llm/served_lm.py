@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
+from functools import cached_property
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from anyio.from_thread import start_blocking_portal
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from transformers import PreTrainedTokenizerBase
 
 from ovd_gym.errors import ConfigError, TrainingStopped
@@ -45,8 +47,12 @@ class ServedLM:
         self.server = server
         self.tokenizer = tokenizer
         self.max_context = max_context
-        self._running = start_blocking_portal()
-        self.portal = self._running.__enter__()
+        self._running = ExitStack()
+
+    @cached_property
+    def portal(self) -> BlockingPortal:
+        """The event loop. It begins with the first request: what is never used leaves no thread behind."""
+        return self._running.enter_context(start_blocking_portal())
 
     def open(self, seeds: Sequence[int], sampling: Sampling) -> ServedSession:
         """See :class:`~ovd_gym.llm.base.LanguageModel`."""
@@ -67,8 +73,9 @@ class ServedLM:
 
     def close(self) -> None:
         """See :class:`~ovd_gym.llm.engine.Engine`."""
-        self.portal.call(self.server.close)
-        self._running.__exit__(None, None, None)
+        if "portal" in vars(self):
+            self.portal.call(self.server.close)
+        self._running.close()
 
     def answer(self, outcome: T | Failure, fault: str = "gave no turn") -> T:
         """``outcome``. Raises TrainingStopped, with the cause, where there is none."""
