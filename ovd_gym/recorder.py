@@ -293,5 +293,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _write_atomically(path: Path, text: str) -> None:
     staged = path.with_name(f".{path.name}.new")
-    staged.write_text(text, encoding="utf-8")
+    staged.unlink(missing_ok=True)
+    with staged.open("x", encoding="utf-8") as file:  # never through a link that a folder from elsewhere may hold
+        file.write(text)
     os.replace(staged, path)
