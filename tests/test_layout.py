@@ -19,8 +19,8 @@ PLUGINS = ("envs", "agents", "teachers")
 
 LAYERS = (
     # Top to bottom: a module imports from its own layer and from those below it, never from above.
-    {"__main__", "cli", "cli_search", "cli_teachers", "cli_fit", "cli_report", "cli_eval"},
-    {"training", "critique", "findings", "fitting", "evals", "eval_results"},
+    {"__main__", "cli", "cli_search", "cli_teachers", "cli_fit", "cli_report", "cli_eval", "cli_new"},
+    {"training", "critique", "findings", "fitting", "evals", "eval_results", "scaffold"},
     {"experience", "eval_setup", "pipeline", "scale"},
     {"build", "evaluate", "explain", "bridges"},
     {"demonstration", "players", "sampler", "rollout", "values"}
