@@ -128,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = vars(parser.parse_args(arguments))
     workers, figures, picture = given.pop("workers"), given.pop("json"), given.pop("figure")
     plan = Plan(**given)
+    sys.path.insert(0, str(EXAMPLE))
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
         list(pool.map(make_model, models(plan)))
         list(pool.map(carry_out, tuning_runs(plan)))
@@ -251,7 +252,7 @@ def summary(plan: Plan, chosen: Mapping[str, Choice]) -> dict[str, Any]:
     one = {arm: [Curve.of(plan.single(arm, seed)) for seed in plan.seeds] for arm in plan.arms}
     tuned = {arm: {str(c): Curve.of(plan.tuned(arm, c)).last for c in plan.grid(arm)} for arm in plan.arms}
     return {
-        "command": " ".join(["benchmarks/arms.py", *sys.argv[1:]]),
+        "command": " ".join(sys.argv),
         "machine": {"processor": platform.machine(), "python": platform.python_version(), "torch": torch.__version__},
         "seeds": list(plan.seeds),
         "tuning": {arm: {"chosen": str(chosen[arm]), "em": tuned[arm]} for arm in plan.arms},
