@@ -137,30 +137,28 @@ def injections(fitted: dict[str, FittedTeacher], canaries: str) -> None:
         print(f"| {name} | {largest:.2f} | {mean:.2f} | {figures['canary_failed']} |", flush=True)
 
 
-def math(folder: Path, limit: int | None, model: str | None) -> None:
-    """First errors and outcomes of written solutions."""
-    base = [DigitTeacher(model, nonce=NONCE)] if model else []
+def math(options: argparse.Namespace, title: str, file: str, source: str = "*") -> None:
+    """First errors or outcomes of written solutions."""
+    folder: Path = options.folder
     sources = ((MR_BEN, "*"), (MISTAKES, "*"), (PROCESSBENCH, "processbench/o*"))
-    steps = [attempt for file, source in sources for attempt in load_attempts(folder / file, limit, source)]
-    for title, tested in (
-        ("First errors: ProcessBench, GSM8K part", load_attempts(folder / PROCESSBENCH, limit, "processbench/gsm8k")),
-        ("Outcomes: GSM8K example solutions", load_attempts(folder / SOLUTIONS, limit)),
-    ):
-        fitted = {name: fit_teacher(split(steps, tested)[0], reader) for name, reader in readers(model).items()}
-        table(f"{title}, {len(tested)} attempts", compare(tested, fitted, [*base, MathRules(), FewerSteps()]))
+    labelled = [attempt for file, source in sources for attempt in load_attempts(folder / file, options.limit, source)]
+    tested = load_attempts(folder / file, options.tested or options.limit, source)
+    fitted = {name: fit_teacher(split(labelled, tested)[0], reader) for name, reader in readers(options.model).items()}
+    base = [DigitTeacher(options.prompted, nonce=NONCE)] if options.prompted else []
+    table(f"{title}, {len(tested)} attempts", compare(tested, fitted, [*base, MathRules(), FewerSteps()]))
     injections(fitted, "math")
 
 
-def search(folder: Path, limit: int | None, model: str | None) -> None:
+def search(options: argparse.Namespace) -> None:
     """Outcomes of search runs."""
-    runs = load_attempts(folder / SEARCH, limit)
+    runs = load_attempts(options.folder / SEARCH, options.limit)
     scores = {
         teacher.name: [critique.trajectory.u for critique in score_attempts(teacher, runs)]
         for teacher in (FewerSteps(), SearchRules())
     }
-    read = readers(model)
+    read = readers(options.model)
     scores |= {name: across_models(runs, reader) for name, reader in read.items()}
-    if model:
+    if options.model:
         scores |= sayings(runs, [*read.values()][-1])
     print(f"\nSearch runs, {len(runs)}, across models and questions\n")
     against = {name: scores[name] for name in (FewerSteps.name, SearchRules.name, CONTROL) if name in scores}
@@ -177,12 +175,20 @@ def main() -> None:
     """Fit, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", help="local model that reads, too, and that is prompted as the base")
+    parser.add_argument("--model", help="local model that reads likelihoods, too")
+    parser.add_argument("--prompted", help="local model that is prompted for digits")
     parser.add_argument("--limit", type=int, help="attempts taken of each source")
-    parser.add_argument("--part", choices=["math", "search"], nargs="*", default=["math", "search"])
+    parser.add_argument("--tested", type=int, help="attempts measured on, where that is another file")
+    parser.add_argument(
+        "--part", choices=["errors", "outcomes", "search"], nargs="*", default=["errors", "outcomes", "search"]
+    )
     options = parser.parse_args()
-    for part in options.part:
-        {"math": math, "search": search}[part](options.folder, options.limit, options.model)
+    if "errors" in options.part:
+        math(options, "First errors: ProcessBench, GSM8K part", PROCESSBENCH, "processbench/gsm8k")
+    if "outcomes" in options.part:
+        math(options, "Outcomes: GSM8K example solutions", SOLUTIONS)
+    if "search" in options.part:
+        search(options)
 
 
 if __name__ == "__main__":

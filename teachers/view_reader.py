@@ -27,6 +27,8 @@ __all__ = ["READINGS", "Reads", "ViewReader"]
 Reads = Literal["hidden", "likelihood"]
 _OBSERVATION_LIMITS = (4000, 2000, 1000, 500, 250, 120)
 """Characters a tool result may keep; the next one is tried when a prompt is too long."""
+_NOTHING = np.asarray([-40.0, -10.0, -10.0])
+"""Nats of what was not said: no better than four words drawn at random."""
 _EXAMPLES = [View.model_validate({"kind": kind, "question": "q", "steps": ()}) for kind in ("step", "trajectory")]
 
 
@@ -52,7 +54,7 @@ class _Likelihoods:
         self._sayings = SayingReader(reader)
 
     def read(self, views: Sequence[View]) -> list[Floats | None]:
-        """[N] of [3] nats; 0 where nothing was said."""
+        """[N] of [3] nats."""
         return [
             None if saying is None else self._numbers(view, saying.logprobs)
             for view, saying in zip(views, self._sayings.read(views), strict=True)
@@ -60,7 +62,7 @@ class _Likelihoods:
 
     def _numbers(self, view: View, logprobs: Floats) -> Floats:
         if not len(logprobs):
-            return np.zeros(len(self.names))
+            return _NOTHING
         oddest = np.sort(logprobs)[: math.ceil(len(logprobs) / 10)]
         whole = logprobs.sum() if view.kind == "trajectory" else 0.0
         return np.asarray([whole, logprobs.mean(), oddest.mean()])

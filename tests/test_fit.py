@@ -271,9 +271,9 @@ def test_likelihoods_are_read_of_what_was_said(reading_folder: Path) -> None:
     step, _, whole = attempts(1)[0].views()
     rows = reader.read([step, whole, whole.model_copy(update={"answer": None})])
     found = [row.tolist() for row in rows if row is not None]
-    assert [row[1] < 0 for row in found] == [False, True, False]  # a sum would pay for short steps
+    assert [row[1] < 0 for row in found] == [False, True, True]  # a step's sum would pay for short steps
     assert all(row[3] <= row[2] < 0 for row in found[:2])
-    assert found[2][1:] == [0.0, 0.0, 0.0]
+    assert max(found[2][1:]) <= -10  # no answer is no likely one
     tokens = len(reader._reader.encode_inert(f" {whole.answer}")) if reader._reader else 0
     assert found[1][1] == pytest.approx(tokens * found[1][2])
 
