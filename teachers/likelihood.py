@@ -88,11 +88,11 @@ class LikelihoodTeacher(Teacher):
     results (``results``). The agent's own words are left out, or it could make its answer likely by saying it before.
 
     The sum after the question alone was chosen among 18 measures on 120 real search runs, with SmolLM2-135M-Instruct:
-    against 0.66 for the sum after the results (wrong answers are copied from results, too) and 0.59 for the mean per token. On
-    789 runs (``benchmarks/fit_teacher.py``) it has an AUROC of 0.745 [0.692, 0.791], 0.062 [0.010, 0.112] above that of
-    having fewer tokens. On 81 solutions of GSM8K the sum, with or without the question, and fewer tokens all give about
-    0.67. Step scores on 113 attempts of ProcessBench: AUROC 0.548 [0.486, 0.608]. Where a model cannot know the
-    answers, as in a fictional world, only ``results`` can tell.
+    AUC 0.79 [0.68, 0.88] there, against 0.66 for the sum after the results (wrong answers are copied from results, too)
+    and 0.59 for the mean per token. On all 789 runs (``benchmarks/fit_teacher.py``) it has 0.745 [0.692, 0.791], which
+    is 0.062 [0.010, 0.112] above having fewer tokens. On 81 solutions of GSM8K the sum, with or without the question,
+    and fewer tokens all give about 0.67. Step scores on 113 attempts of ProcessBench have 0.548 [0.486, 0.608]. Where a
+    model cannot know the answers, as in a fictional world, only ``results`` can tell.
 
     Without ``scale`` a score is 9 times the geometric mean of the probabilities of a step's tokens, or 9 times
     ``exp(nats / 10)`` for an answer. A calibrated one (:meth:`calibrate`) uses all digits evenly. An empty step or
