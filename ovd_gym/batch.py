@@ -5,7 +5,7 @@ Letters: B rows, T tokens, N trained tokens. A row is one trajectory, right-padd
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -15,7 +15,7 @@ from ovd_gym.credit import Credit
 from ovd_gym.errors import TrainingStopped
 from ovd_gym.records import Trajectory
 
-__all__ = ["Batch", "micro_batches", "pack"]
+__all__ = ["Batch", "pack"]
 
 
 @dataclass(frozen=True)
@@ -103,17 +103,3 @@ def pack(trajectories: Sequence[Trajectory], credits: Sequence[Credit]) -> Batch
     correct = torch.tensor([row.reward == 1.0 for row in rows])
     values, returns = torch.zeros_like(rewards), torch.zeros_like(rewards)
     return Batch(token_ids, lengths, mask, advantages, logprobs, taught, correct, rewards, values, returns)
-
-
-def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Batch]:
-    """Split ``batch`` into pieces of at most ``max_tokens`` padded tokens, rows of like length together.
-
-    A row longer than the budget is a piece of its own.
-    """
-    order = torch.argsort(batch.lengths_B, stable=True).tolist()
-    lengths = batch.lengths_B.tolist()
-    start = 0
-    for i in range(1, len(order) + 1):
-        if i == len(order) or (i - start + 1) * lengths[order[i]] > max_tokens:
-            yield batch.rows(order[start:i])
-            start = i

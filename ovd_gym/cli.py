@@ -1,7 +1,7 @@
 """The command line; no logic of its own.
 
 Exit codes: 0 done, 1 an error explained in one line, 2 bad usage, 3 an evaluation in which episodes failed, 130 stopped
-by Ctrl-C.
+by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ovd_gym.accumulation import token_budget
 from ovd_gym.agents.student import make_chat
 from ovd_gym.build import make_envs
 from ovd_gym.config import TrainConfig
@@ -141,16 +142,19 @@ def estimate(config: TrainConfig) -> Estimate:
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     per_token = shape.num_hidden_layers * (12 * shape.hidden_size + 3 * shape.intermediate_size) * size
+    if config.learner.gradient_checkpointing:  # what goes into each layer, and all of one
+        per_token = per_token // shape.num_hidden_layers + shape.num_hidden_layers * shape.hidden_size * size
     logits = 3 * 4 * config.learner.logit_chunk * shape.vocab_size
     read = (
         episodes * max(0, context - prompt) + config.rollout.tasks_per_step * prompt
     )  # a prompt is computed once a task
-    passes = 2 * read + (6 if config.learner.lora_rank == 0 else 4) * read * config.learner.epochs
+    backward = (6 if config.learner.lora_rank == 0 else 4) + 2 * config.learner.gradient_checkpointing
+    passes = 2 * read + backward * read * config.learner.epochs
     return Estimate(
         parameters,
         trained,
         parameters * size + trained * (size + 8),
-        per_token * max(config.learner.micro_batch_tokens, context) + logits,
+        per_token * max(token_budget(config.learner.micro_batch_tokens, _device(config)), context) + logits,
         min(episodes, config.rollout.max_rows) * context * 2 * shape.num_hidden_layers * heads * head_dim * size,
         sampled,
         passes * parameters / _flops(config),
@@ -187,9 +191,13 @@ def _size(count: int) -> str:
     return f"{count / 2**20:,.0f} MiB" if count < 2**30 else f"{count / 2**30:,.1f} GiB"
 
 
+def _device(config: TrainConfig) -> torch.device:
+    return torch.device(config.student.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def _flops(config: TrainConfig) -> float:
     """Floating-point operations per second of a matrix product of the student's kind."""
-    device = config.student.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(config)
     dtype: Any = getattr(torch, config.student.dtype)
     a = torch.randn(512, 1024, device=device, dtype=dtype)
     b = torch.randn(1024, 1024, device=device, dtype=dtype)

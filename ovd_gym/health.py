@@ -34,6 +34,7 @@ def warnings_of(row: Row) -> dict[str, str]:
         ("kl", 1.0, "the policy is {:.2f} nats per token from its reference"),
         ("clip_fraction", 0.5, "{:.0%} of the tokens are clipped: lower learner.learning_rate or epochs"),
         ("zero_variance_share", 0.9, "{:.0%} of the groups say nothing: the tasks are too easy or too hard"),
+        ("out_of_memory", 0, "{:.0f} micro-batches did not fit into memory and were halved: learn with less at a time"),
         ("truncated", 0.9, "{:.0%} of the episodes ran out of turns or tokens"),
     )
     seen = dict(row)

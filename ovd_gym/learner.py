@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,10 +28,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from ovd_gym.batch import Batch, micro_batches
+from ovd_gym.accumulation import Metrics, accumulate, token_budget
+from ovd_gym.batch import Batch
 from ovd_gym.config import DistillationConfig, LearnerConfig, ValueConfig
 from ovd_gym.errors import TrainingStopped
-from ovd_gym.forward import predicting
+from ovd_gym.forward import checkpointing, predicting
 from ovd_gym.llm.decoder import Decoder
 from ovd_gym.losses import (
     chunked_divergence,
@@ -45,11 +46,11 @@ from ovd_gym.losses import (
     token_weights,
 )
 from ovd_gym.ranks import Ranks, dealt, whole
+from ovd_gym.sharing import micro_batches
 from ovd_gym.value_head import ValueHead, estimate
 
 __all__ = ["Learner", "learning_rate", "trainable_model"]
 
-Metrics = dict[str, float]
 _NLL_WEIGHT = 0.1
 
 
@@ -110,6 +111,7 @@ class Learner:
         self.decoder = decoder
         self.config = config
         self.total_steps = total_steps
+        self._budget = token_budget(config.micro_batch_tokens, decoder.device)
         self.value = ValueHead(decoder.config.hidden_size, value, decoder.device) if value else None
         copied = config.kl_weight > 0 and not hasattr(decoder.model, "disable_adapter")
         self._frozen = Decoder(deepcopy(decoder.model).requires_grad_(False)) if copied else None
@@ -194,7 +196,7 @@ class Learner:
             }
 
     def _pieces(self, batch: Batch) -> list[Batch]:
-        return list(micro_batches(batch.to(self.decoder.device), self.config.micro_batch_tokens))
+        return list(micro_batches(batch.to(self.decoder.device), self._budget))
 
     @torch.no_grad()
     def _estimated(self, pieces: Sequence[Batch], head: ValueHead) -> tuple[list[Batch], Metrics]:
@@ -217,23 +219,28 @@ class Learner:
         rate = learning_rate(self.config, step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        old: list[Tensor] = []
+        old: Sequence[Tensor | None] = [None] * len(pieces)
         tallies: list[Metrics] = []
-        for epoch in range(self.config.epochs):
-            mine: list[Metrics] = []
-            for i, (piece, counts) in enumerate(self._ranks.share(pieces)):
-                loss, logprobs_N, tally = self._within(loss_of, piece, old[i] if epoch else None, size)
-                (loss if counts else 0 * loss).backward()
-                mine.append(tally)
-                if not epoch:
-                    old.append(logprobs_N)
-            tallies += self._ranks.gather(mine, len(pieces))
+        halved: list[int] = []
+
+        def compute(piece: Batch, old_N: Tensor | None) -> tuple[Tensor, Tensor, Metrics]:
+            found: tuple[Tensor, Tensor, Metrics] = self._within(loss_of, piece, old_N, size)
+            return found
+
+        for _ in range(self.config.epochs):
+            with checkpointing(self.decoder) if self.config.gradient_checkpointing else nullcontext():
+                done = accumulate(pieces, old, compute, self.optimizer.zero_grad, self._ranks)
             grad_norm = self._step()
+            pieces, old = done.pieces, done.old
+            tallies += done.tallies
+            halved += done.halved
+        self._budget = min([self._budget, *(max(1, tokens // 2) for tokens in halved)])  # do not try that again
         return {
             **_merge(tallies, self.config.epochs),
             "grad_norm": grad_norm,
             "learning_rate": rate,
             "trained_tokens": float(sum(piece.num_trained for piece in pieces)),
+            "out_of_memory": float(len(halved)),
         }
 
     def logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -351,6 +358,9 @@ class Learner:
             model: Any = self.decoder.model
             with model.disable_adapter():
                 yield self.decoder
+
+    def _discard(self) -> None:
+        self.optimizer.zero_grad()
 
     def _step(self) -> float:
         """One optimiser step; the student's gradient norm. It and a value head are clipped each by itself."""

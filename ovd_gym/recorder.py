@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +43,7 @@ from ovd_gym.provenance import file_hash, versions
 from ovd_gym.records import Critique, Record, Trajectory, load_jsonl, save_jsonl
 from ovd_gym.trackers import TrackedRun, Trackers, check_trackers
 
-__all__ = ["Kind", "Recorder", "load_checkpoint", "save_checkpoint"]
+__all__ = ["DamagedCheckpoint", "Kind", "Recorder", "load_checkpoint", "save_checkpoint"]
 
 Kind = Literal["step", "eval"]
 _EPISODES = ("trajectories", "critiques", "credits")
@@ -51,6 +51,10 @@ _STATE = "state.json"
 _WEIGHTS = ("weights.safetensors", "optimizer.safetensors")
 _TRACKING = "tracking_id"
 _LIBRARIES = ("ovd-gym", "torch", "transformers", "peft", "gymnasium", "numpy")
+
+
+class DamagedCheckpoint(DataError):
+    """A checkpoint that is not what was once written; the one before it may be whole."""
 
 
 class Recorder:
@@ -102,6 +106,28 @@ class Recorder:
     def checkpoints(self) -> list[Path]:
         """Checkpoint folders, oldest first."""
         return sorted((self.path / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
+
+    def restore(self, learner: Learner, say: Callable[[str], None]) -> int:
+        """Load the newest checkpoint that is whole; the number of training steps it has seen, 0 without any.
+
+        A damaged one is said, and set aside under another name. Raises :class:`DataError` when all of them are damaged,
+        and for those of another model.
+        """
+        found = self.checkpoints()
+        for path in reversed(found):
+            try:
+                done = load_checkpoint(path, learner)
+            except DamagedCheckpoint as error:
+                if path == found[0]:
+                    raise DamagedCheckpoint(
+                        f"{error}, and none before it is whole: delete {path.parent} to start from the beginning"
+                    ) from None
+                say(f"{error}; going on from the one before, and keeping it as damaged-{path.name}")
+                shutil.rmtree(path.with_name(f"damaged-{path.name}"), ignore_errors=True)
+                path.rename(path.with_name(f"damaged-{path.name}"))
+            else:
+                return done
+        return 0
 
     def rewind(self, step: int) -> None:
         """Forget what was written after ``step`` training steps: the run will write it again."""
@@ -220,7 +246,10 @@ def save_checkpoint(path: Path, learner: Learner, step: int) -> None:
         sums = {file.name: file_hash(file) for file in staged.iterdir()}
         (staged / _STATE).write_text(json.dumps({"step": step, "sha256": sums}), encoding="utf-8")
         staged.chmod(0o755)
+        for file in (*staged.iterdir(), staged):
+            _sync(file)  # on the disk before it has its name: a power cut leaves it whole, or none
         staged.rename(path)
+        _sync(path.parent)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
@@ -229,19 +258,19 @@ def save_checkpoint(path: Path, learner: Learner, step: int) -> None:
 def load_checkpoint(path: Path, learner: Learner) -> int:
     """Put the checkpoint ``path`` into ``learner``; the number of training steps it has seen.
 
-    Raises :class:`DataError` for a damaged or foreign checkpoint; the learner is then unchanged.
+    Raises :class:`DamagedCheckpoint` for a damaged one, :class:`DataError` for one of another model; the learner is
+    then unchanged.
     """
     damaged = f"the checkpoint {path} is damaged"
-    advice = "; delete it to resume from the one before, or from the start"
     try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
         for name in _WEIGHTS:  # these, whatever else a state from elsewhere may name
             if file_hash(path / name) != state["sha256"][name]:
-                raise DataError(f"{damaged} (checksum of {name}){advice}")
+                raise DamagedCheckpoint(f"{damaged} (checksum of {name})")
         weights, moments = (load_file(path / name) for name in _WEIGHTS)
         step = int(state["step"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise DataError(f"{damaged} ({type(error).__name__}: {error}){advice}") from None
+        raise DamagedCheckpoint(f"{damaged} ({type(error).__name__}: {error})") from None
     shapes = {name: p.shape for name, p in learner.parameters.items()}
     if {name: weight.shape for name, weight in weights.items()} != shapes:
         raise DataError(f"the checkpoint {path} belongs to another model: its weights have other names or shapes")
@@ -297,3 +326,12 @@ def _write_atomically(path: Path, text: str) -> None:
     with staged.open("x", encoding="utf-8") as file:  # never through a link that a folder from elsewhere may hold
         file.write(text)
     os.replace(staged, path)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -29,7 +29,7 @@ from ovd_gym.experience import Experience, gather
 from ovd_gym.health import reason_to_stop, warnings_of
 from ovd_gym.pipeline import Ahead, InStep, Source
 from ovd_gym.progress import Display
-from ovd_gym.recorder import Recorder, load_checkpoint
+from ovd_gym.recorder import Recorder
 from ovd_gym.records import Trajectory
 from ovd_gym.report.card import model_card
 from ovd_gym.report.run import write_report
@@ -152,8 +152,7 @@ def _same_teacher(config: TrainConfig, given: Teacher | None) -> None:
 
 def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
     config, learner = recorder.config, parts.learner
-    saved = recorder.checkpoints()
-    done = load_checkpoint(saved[-1], learner) if saved else 0
+    done = recorder.restore(learner, display.say)
     recorder.rewind(done)
     warned: set[str] = set()
     with display, _interruptible(display) as interrupted, _source(config, parts, done) as source:
@@ -236,7 +235,7 @@ def _evenly(trajectories: Sequence[Trajectory]) -> list[Credit]:
 
 
 class _Stopped(Exception):
-    """Ctrl-C, noticed during a rollout: weights and optimiser are those of the last complete step."""
+    """Ctrl-C or SIGTERM, noticed during a rollout: weights and optimiser are those of the last complete step."""
 
 
 def _due(done: int, config: TrainConfig) -> bool:
@@ -275,21 +274,24 @@ def _hold_out(recorder: Recorder, parts: Parts, step: int, display: Display, on_
 
 @contextmanager
 def _interruptible(display: Display) -> Iterator[Any]:
-    """Within it the first Ctrl-C only raises a flag; the second interrupts at once, and nothing more is saved."""
+    """Within it the first Ctrl-C or SIGTERM (what a scheduler sends) only raises a flag; the second interrupts at once,
+    and nothing more is saved."""
     flag: list[int] = []
 
     def note(number: int, frame: Any) -> None:
         if flag:
             raise KeyboardInterrupt
         flag.append(number)
-        display.say("stopping; Ctrl-C again stops at once and saves nothing of the steps since the last checkpoint")
+        display.say("stopping; once more stops at once and saves nothing of the steps since the last checkpoint")
 
+    signals = (signal.SIGINT, signal.SIGTERM)
     try:
-        before = signal.signal(signal.SIGINT, note)
+        before = [signal.signal(number, note) for number in signals]
     except ValueError:  # not in the main thread: signals are somebody else's business
         yield lambda: False
         return
     try:
         yield lambda: bool(flag)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

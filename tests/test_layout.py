@@ -24,8 +24,8 @@ LAYERS = (
     {"experience", "eval_setup", "pipeline", "scale"},
     {"build", "evaluate", "explain", "bridges"},
     {"demonstration", "players", "sampler", "rollout", "values"}
-    | {"learner", "ranks", "recorder", "wrappers", "registry", "report", "progress"},
-    {"episode", "batch", "forward", "losses", "value_head", "credit", "selection", "health", "config"},
+    | {"learner", "accumulation", "ranks", "recorder", "wrappers", "registry", "report", "progress"},
+    {"episode", "batch", "sharing", "forward", "losses", "value_head", "credit", "selection", "health", "config"},
     {"calls", "schedule", "placement"},
     {"llm", "actions", "sanitize", "statistics", "arithmetic", "usage"},
     {"plugins", "provenance", "trackers"},
@@ -62,7 +62,9 @@ PLUGIN_IMPORTS = {
 
 TORCH = (
     "batch",
+    "sharing",
     "forward",
+    "accumulation",
     "losses",
     "value_head",
     "learner",

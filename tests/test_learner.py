@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
@@ -21,7 +25,7 @@ from transformers import (
 )
 
 from ovd_gym.agents.student import Student, make_chat
-from ovd_gym.batch import micro_batches, pack
+from ovd_gym.batch import pack
 from ovd_gym.config import DistillationConfig, LearnerConfig
 from ovd_gym.credit import Credit, CreditConfig, assign_credit
 from ovd_gym.envs.base import ToolEnv
@@ -31,6 +35,7 @@ from ovd_gym.llm.decoder import Decoder
 from ovd_gym.llm.transformers_lm import TransformersLM
 from ovd_gym.records import Critique, Score, Trajectory
 from ovd_gym.rollout import rollout
+from ovd_gym.sharing import micro_batches
 
 FULL = LearnerConfig(lora_rank=0, learning_rate=1e-3)
 
@@ -257,6 +262,38 @@ def test_other_attention_is_exact_too(
         logprobs, _ = Learner(lm.decoder, FULL, 1).logprobs(batch)
     assert float((logprobs - batch.rollout_logprobs_BT[batch.mask_BT]).abs().max()) < 1e-4
     assert max(len(t.token_ids) for t in sampled) <= lm.max_context
+
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GraniteConfig(logits_scaling=8.0, initializer_range=0.3, num_key_value_heads=2, **SHAPE),  # type: ignore[arg-type]
+        CohereConfig(logit_scale=0.25, initializer_range=0.3, num_key_value_heads=2, **SHAPE),  # type: ignore[arg-type]
+        Gemma2Config(final_logit_softcapping=2.0, head_dim=8, initializer_range=0.3, num_key_value_heads=2, **SHAPE),  # type: ignore[arg-type]
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_scaled_and_capped_logits_are_sampled_and_trained_as_the_model_has_them(
+    config: Any, tokenizer: PreTrainedTokenizerFast, adders: Callable[[int], list[ToolEnv]]
+) -> None:
+    config.vocab_size, config.pad_token_id, config.eos_token_id = len(tokenizer), None, None
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    decoder = Decoder(model)
+    ids = torch.arange(30)[None]
+    with torch.no_grad():
+        raw = decoder.head.linear(decoder.hidden(ids, use_cache=False))
+        assert torch.allclose(decoder.head(decoder.hidden(ids, use_cache=False)), model(ids).logits, atol=1e-5)
+        assert not torch.allclose(raw, model(ids).logits, atol=0.1)
+    envs = adders(4)
+    agent = Student(TransformersLM(decoder, tokenizer), make_chat(tokenizer, "plain"), 6)
+    sampled = rollout(envs[0].tasks[:2], envs, agent, group_size=2)
+    metrics = Learner(Decoder(model.requires_grad_(True)), FULL, 1).update(pack(sampled, credits_of(sampled)), 0)
+    assert metrics["logprob_gap"] < 1e-4
+    assert metrics["grad_norm"] > 0
 
 
 def test_models_that_are_no_plain_decoders_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:

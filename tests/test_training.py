@@ -199,7 +199,7 @@ def test_resuming_without_any_checkpoint_starts_over(finished: RunResult, tmp_pa
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "state", "no sums"])
-def test_a_damaged_checkpoint_is_named(finished: RunResult, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(finished: RunResult, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "damaged"
     shutil.copytree(finished.path, path)
     folder = path / "checkpoints" / "step-00004"
@@ -216,13 +216,24 @@ def test_a_damaged_checkpoint_is_named(finished: RunResult, tmp_path: Path, dama
         (folder / "state.json").write_text('{"step": 4, "sha256": {}}')
     else:
         (folder / "state.json").write_text("{")
+    screen = io.StringIO()
+    train(teacher=Brevity(), resume=path, display=Display(4, Console(file=screen)))
+    said = " ".join(screen.getvalue().split())
+    assert "step-00004 is damaged" in said
+    assert "going on from the one before" in said
+    assert {p.name for p in folder.parent.iterdir()} == {"step-00002", "step-00004", "damaged-step-00004"}
+    same_run(finished.path, path)
+
+
+def test_when_no_checkpoint_is_whole_nothing_is_changed(finished: RunResult, tmp_path: Path) -> None:
+    path = tmp_path / "damaged"
+    shutil.copytree(finished.path, path)
+    for folder in (path / "checkpoints").iterdir():
+        (folder / "optimizer.safetensors").write_bytes(b"")
     before = (path / "metrics.jsonl").read_text()
-    with pytest.raises(DataError, match=r"checkpoint .*step-00004 is damaged.*resume from the one before"):
+    with pytest.raises(DataError, match=r"step-00002 is damaged .*none before it is whole: delete .*checkpoints"):
         train(teacher=Brevity(), resume=path, display=quiet())
     assert (path / "metrics.jsonl").read_text() == before
-    shutil.rmtree(folder)
-    train(teacher=Brevity(), resume=path, display=quiet())
-    same_run(finished.path, path)
 
 
 def test_full_fine_tuning_exports_a_plain_model(tiny_folder: Path, tmp_path: Path) -> None:
@@ -365,10 +376,11 @@ def test_nothing_is_overwritten(finished: RunResult, tiny_folder: Path, tmp_path
         train({}, resume=finished.path, display=quiet())
 
 
-def test_ctrl_c_stops_cleanly_and_the_run_continues_to_the_same_numbers(
-    finished: RunResult, tiny_folder: Path, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_cleanly_and_the_run_continues_to_the_same_numbers(
+    finished: RunResult, tiny_folder: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """A separate process gets a real SIGINT in the middle of a step."""
+    """A separate process gets a real Ctrl-C, or what a scheduler sends, in the middle of a step."""
     path = tmp_path / "stopped"
     script = (
         "import sys, json; sys.path.insert(0, sys.argv[1]);"
@@ -380,7 +392,7 @@ def test_ctrl_c_stops_cleanly_and_the_run_continues_to_the_same_numbers(
     deadline = time.monotonic() + 120
     while not (path / "metrics.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert process.wait(timeout=60) == 0
     done = len(numbers(path / "metrics.jsonl"))
     assert 1 <= done <= 4

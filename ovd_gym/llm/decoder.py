@@ -18,7 +18,25 @@ from torch import Tensor, nn
 from ovd_gym.errors import ConfigError
 from ovd_gym.llm.models import quiet
 
-__all__ = ["Decoder"]
+__all__ = ["Decoder", "Head"]
+
+
+class Head(nn.Module):
+    """Hidden states h to logits ``cap tanh(scale W h / cap)``: some families scale (Cohere, Granite) or cap (Gemma)."""
+
+    def __init__(self, linear: nn.Module, config: Any) -> None:
+        super().__init__()
+        self.linear = linear
+        self.scale = float(getattr(config, "logit_scale", None) or 1.0)
+        self.scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        self.cap: float | None = getattr(config, "final_logit_softcapping", None)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., V] logits of hidden states [..., D]."""
+        logits = cast(Tensor, self.linear(hidden))
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
 
 
 class Decoder:
@@ -28,8 +46,8 @@ class Decoder:
         model: the language model; its parameters are shared, not copied.
 
     Raises:
-        ConfigError: if the model's logits are not its head applied to its hidden states (some families scale or
-            cap them); checked on a short probe.
+        ConfigError: if the model's logits are not its head applied to its hidden states, scaled or capped as its
+            configuration says; checked on a short probe.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,7 +59,7 @@ class Decoder:
         self.model = model.eval()
         self._base: nn.Module = base
         self.config = base.config
-        self.head: nn.Module = base.get_output_embeddings()
+        self.head = Head(base.get_output_embeddings(), base.config)
         self._decoder: nn.Module = base.get_decoder()
         self.agrees: Callable[[bool], bool] = bool
         """Whether all processes that hold a shard can do what this one could: they have to make the same passes."""
@@ -93,6 +111,13 @@ class Decoder:
         """[B, T, D] last hidden states; ``kwargs`` are the transformers decoder's own."""
         output = self._decoder(input_ids=input_ids_BT, **kwargs)
         return cast(Tensor, output.last_hidden_state)
+
+    def attention_mask(self, visible_BQK: Tensor) -> Tensor:
+        """[B, 1, Q, K] what a decoder takes for "query q sees key k"."""
+        if self.config._attn_implementation != "eager":
+            return visible_BQK[:, None]
+        lowest = torch.finfo(self.dtype).min  # eager attention adds the mask to the scores
+        return torch.zeros_like(visible_BQK, dtype=self.dtype).masked_fill(~visible_BQK, lowest)[:, None]
 
     @contextmanager
     def merged(self) -> Iterator[None]:
@@ -153,6 +178,5 @@ class Decoder:
         tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
         if not torch.allclose(self.head(self.hidden(ids, use_cache=False)), expected, atol=tolerance, rtol=tolerance):
             raise ConfigError(
-                f"{type(base).__name__} transforms its logits after the head (scaling or soft-capping); "
-                "such models are not supported yet"
+                f"{type(base).__name__} transforms its logits in a way not known here: it cannot be a student"
             )
