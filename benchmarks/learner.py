@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,11 @@ def sample(lm: TransformersLM, tokenizer: PreTrainedTokenizerBase, case: dict[st
     """``samples`` episodes of one turn for every prompt."""
     prompts = [tokenizer.encode(prompt) for prompt in case["prompts"] for _ in range(case["samples"])]
     session = lm.open([step * len(prompts) + i for i in range(len(prompts))], Sampling(case["tokens"]))
-    completions = session.generate(dict(enumerate(prompts)))
+    completions: dict[int, Completion] = {}
+    with closing(session):
+        session.submit(dict(enumerate(prompts)))
+        while len(completions) < len(prompts):
+            completions |= session.advance()
     return [episode(i, prompts[i], completion, case) for i, completion in sorted(completions.items())]
 
 
