@@ -3,7 +3,7 @@
 Both train the same LoRA adapters on the same prompts with as many samples of the same length, on the CPU in float32:
 sample, reward, group-relative advantages, one optimiser step. Every side is a process of its own and repeats the step;
 the first step warms up and is left out. Memory is the highest resident set of the whole process, weights and libraries
-included. TRL is run with and without its gradient checkpointing: the one is leaner, the other faster.
+included. Both sides are run with and without gradient checkpointing: the one is leaner, the other faster.
 
 - ``short``: 8 sums, 8 samples each, 4 new tokens; the reward is 1 where the sum is right
 - ``long``: 1 prompt, 4 samples, 448 new tokens; the reward is the share of distinct tokens
@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     """The steps of ``case`` by this library, in this process."""
     torch.set_num_threads(case["threads"])
     model, tokenizer = load_model(case["model"])
-    config = LearnerConfig(lora_rank=case["rank"], learning_rate=case["learning_rate"])
+    config = LearnerConfig(
+        lora_rank=case["rank"], learning_rate=case["learning_rate"], gradient_checkpointing=case["checkpointing"]
+    )
     decoder = Decoder(trainable_model(model, config, seed=0))
     lm, learner = TransformersLM(decoder, tokenizer), Learner(decoder, config, case["steps"])
     steps, sampling, informative = [], [], []
@@ -122,12 +125,12 @@ def episode(index: int, prompt: Sequence[int], completion: Completion, case: dic
     )
 
 
-def spawn(interpreter: str, case: dict[str, Any], **more: Any) -> dict[str, Any]:
+def spawn(interpreter: str, case: dict[str, Any]) -> dict[str, Any]:
     """One side in a process of its own."""
     ours = interpreter == sys.executable
     script = [__file__, "--one"] if ours else [str(Path(__file__).with_name("learner_trl.py"))]
     with tempfile.TemporaryDirectory() as folder:
-        told = json.dumps({**case, **more, "folder": folder})
+        told = json.dumps({**case, "folder": folder})
         done = subprocess.run(
             [interpreter, *script, told],
             capture_output=True, text=True, check=False,
@@ -147,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that warms up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--trl", help="a Python interpreter that has TRL; without it TRL is skipped")
+    parser.add_argument("--checkpointing", nargs="+", choices=["off", "on"], default=["off", "on"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
@@ -155,11 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     rows = []
     for name in chosen.cases:
-        case = case_of(name, chosen)
-        rows.append({"case": name, "side": "ovd_gym", **spawn(sys.executable, case)})
-        if chosen.trl:
-            rows.append({"case": name, "side": "TRL", **spawn(chosen.trl, case, checkpointing=False)})
-            rows.append({"case": name, "side": "TRL, checkpointing", **spawn(chosen.trl, case, checkpointing=True)})
+        for switch in chosen.checkpointing:
+            case = case_of(name, chosen) | {"checkpointing": switch == "on"}
+            for side, interpreter in (("ovd_gym", sys.executable), ("TRL", chosen.trl)):
+                if interpreter:
+                    rows.append({"case": name, "checkpointing": switch, "side": side, **spawn(interpreter, case)})
     report = {
         "command": " ".join(sys.argv),
         "machine": {"device": platform.machine(), "threads": chosen.threads, "torch": torch.__version__},
@@ -171,26 +175,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    """Medians of the timed steps, peaks, and our shares of TRL's best."""
-    table = Table("case", "side", "step, s", "of it sampling, s", "update, s", "peak, GB", "with an advantage")
+    """Medians of the timed steps, peaks, and our shares of TRL's."""
+    table = Table("case", "checkpointing", "side", "step, s", "sampling, s", "update, s", "peak, GB", "informative")
     for row in rows:
         step, sampling = timed(row, "steps"), timed(row, "sampling")
         update = statistics.median(a - b for a, b in zip(row["steps"][1:], row["sampling"][1:], strict=True))
         share = statistics.mean(row["informative"][1:])
         cells = (f"{step:.1f}", f"{sampling:.1f}", f"{update:.1f}", f"{row['peak'] / 1e9:.2f}", f"{share:.0%}")
-        table.add_row(row["case"], row["side"], *cells)
+        table.add_row(row["case"], row["checkpointing"], row["side"], *cells)
     console = Console(width=120)
     console.print(table)
-    for name, (time_share, memory_share) in TARGETS.items():
-        ours, *theirs = [row for row in rows if row["case"] == name] or [{}]
-        if not theirs:
-            console.print(f"{name}: nothing to compare (name a case, and an interpreter that has TRL with --trl)")
-            continue
-        fastest, leanest = min(timed(row, "steps") for row in theirs), min(row["peak"] for row in theirs)
-        console.print(
-            f"{name}: {timed(ours, 'steps') / fastest:.2f} of the faster TRL's time (target {time_share}), "
-            f"{ours['peak'] / leanest:.2f} of the leaner TRL's memory (target {memory_share})"
-        )
+    for ours, theirs in pairwise(rows):
+        if (ours["side"], theirs["side"]) == ("ovd_gym", "TRL"):
+            most_time, most_memory = TARGETS[ours["case"]]
+            console.print(
+                f"{ours['case']}, checkpointing {ours['checkpointing']}: "
+                f"{timed(ours, 'steps') / timed(theirs, 'steps'):.2f} of TRL's time (target {most_time}), "
+                f"{ours['peak'] / theirs['peak']:.2f} of its memory (target {most_memory})"
+            )
+    if all(row["side"] == "ovd_gym" for row in rows):
+        console.print("TRL was not run: name an interpreter that has it with --trl")
 
 
 def timed(row: dict[str, Any], key: str) -> float:

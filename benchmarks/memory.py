@@ -9,6 +9,8 @@ not counted.
 - ``full``, ``top-k``, ``sampled``: arm ``token-opd`` of this library, its logits in chunks
 - ``ovd``: arm ``score-reward``
 
+On a GPU the sizes are those of a real case unless given: 151,936 tokens (Qwen2.5), up to 8,192 tokens of context.
+
 Example: python benchmarks/memory.py --lengths 512 1024 2048 4096 --json memory.json
 """
 
@@ -140,10 +142,13 @@ def formula(kind: str, vocabulary: int, length: int, chunk: int) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every kind at every length, then print and store the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", nargs="+", type=int, default=[512, 1024, 2048, 4096])
-    parser.add_argument("--vocabulary", type=int, default=32768)
+    cuda = torch.cuda.is_available()
+    parser.add_argument(
+        "--lengths", nargs="+", type=int, default=[1024, 4096, 8192] if cuda else [512, 1024, 2048, 4096]
+    )
+    parser.add_argument("--vocabulary", type=int, default=151936 if cuda else 32768)
     parser.add_argument("--chunk", type=int, default=128)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", choices=KINDS, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)

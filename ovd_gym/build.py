@@ -167,7 +167,9 @@ def seeded_teacher(config: TrainConfig, given: Teacher | None) -> Teacher | None
 
 def load_student(config: TrainConfig) -> Voice:
     """The student with the weights that training begins with. Raises ConfigError for a model that cannot be used."""
-    model, tokenizer = load_model(config.student.model, dtype=config.student.dtype, device=config.student.device)
+    student = config.student
+    four_bit = student.quantization is not None
+    model, tokenizer = load_model(student.model, dtype=student.dtype, device=student.device, four_bit=four_bit)
     decoder = Decoder(trainable_model(model, config.learner, config.seed))
     return Voice(decoder, tokenizer, _chat(config.student, tokenizer, model))
 

@@ -82,6 +82,9 @@ class StudentConfig(Record):
     max_context: Annotated[int, Field(ge=2)] | None = None
     """Tokens per episode; None takes what the model supports."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantization: Literal["4bit"] | None = None
+    """Keep the frozen weights in 4 bits (NF4) under LoRA adapters, computing in ``dtype``: QLoRA (arXiv 2305.14314),
+    through bitsandbytes. Made for GPUs; on a CPU it works, slowly."""
     device: str | None = None
     """None takes a GPU if there is one."""
 
@@ -303,6 +306,8 @@ class TrainConfig(Record):
         self._effective_estimator()
         self._effective_learner()
         self._effective_sync()
+        if self.learner.lora_rank == 0 and self.student.quantization is not None:
+            raise ValueError("student.quantization: weights in 4 bits are frozen; set learner.lora_rank above 0")
         if self.learner.lora_rank == 0 and self.student.dtype != "float32":
             raise ValueError(
                 "student.dtype 'bfloat16' with learner.lora_rank 0 would lose most updates to rounding; "

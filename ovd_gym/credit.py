@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
+from math import isfinite
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -132,6 +133,8 @@ def _compared(groups: Groups, scored: Scored, returns: Returns, config: CreditCo
         for member, a, s in zip(members, outcome[name], steps, strict=True):
             if len(s) != len(member.steps):
                 raise ValueError(f"step term {config.step_term!r} gave {len(s)} values for {len(member.steps)} steps")
+            if not all(map(isfinite, s)):
+                raise ValueError(f"step term {config.step_term!r} gave {list(s)}: expected finite numbers")
             advantages = (a + config.step_weight * value for value in s)
             clipped = tuple(max(-config.clip, min(config.clip, advantage)) for advantage in advantages)
             yield Credit(trajectory_id=member.id, advantages=clipped)

@@ -45,6 +45,8 @@ _FLOWS = {
 OBSERVATION = 128
 """Tokens that an observation is taken to have."""
 _BYTES = {"float32": 4, "bfloat16": 2}
+_NF4 = 4.127 / 8
+"""Bytes of a weight in 4 bits, its part of the scales included (QLoRA, arXiv 2305.14314, section 3)."""
 
 
 class Estimate(NamedTuple):
@@ -98,7 +100,9 @@ def data_flow(config: TrainConfig) -> list[str]:
         else "critique   none",
         f"credit     {signal}",
         f"update     {loss}, {config.learner.epochs} optimiser step(s) on "
-        + (f"LoRA adapters of rank {config.learner.lora_rank}" if config.learner.lora_rank else "all weights"),
+        + (f"LoRA adapters of rank {config.learner.lora_rank}" if config.learner.lora_rank else "all weights")
+        + (" over weights in 4 bits" if config.student.quantization else "")
+        + (", layers computed twice (gradient_checkpointing)" if config.learner.gradient_checkpointing else ""),
     ]
     if config.feedback is not None:
         lines.insert(
@@ -132,6 +136,8 @@ def estimate(config: TrainConfig) -> Estimate:
         model = trainable_model(made.from_config(shape), config.learner, config.seed)
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = (p.numel() for name, p in model.named_parameters() if ".base_layer.weight" in name)
+    packed = sum(frozen) if config.student.quantization else 0
     size = _BYTES[config.student.dtype]
     episodes = config.rollout.tasks_per_step * config.rollout.group_size
     prompt, turns = _opening(config)
@@ -153,7 +159,7 @@ def estimate(config: TrainConfig) -> Estimate:
     return Estimate(
         parameters,
         trained,
-        parameters * size + trained * (size + 8),
+        int((parameters - packed) * size + packed * _NF4) + trained * (size + 8),
         per_token * max(token_budget(config.learner.micro_batch_tokens, _device(config)), context) + logits,
         min(episodes, config.rollout.max_rows) * context * 2 * shape.num_hidden_layers * heads * head_dim * size,
         sampled,

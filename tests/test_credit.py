@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -245,6 +246,18 @@ def test_a_step_term_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [c.advantages for c in credits] == [(-1.0,), (-2.0, -2.0)]
     with pytest.raises(ConfigError, match="did you mean 'min-form'"):
         assign_credit([], [], CreditConfig(step_term="min-from"))
+
+
+def undecided(members: Sequence[Trajectory], critiques: Sequence[Critique] | None) -> Sequence[Sequence[float]]:
+    return [[float("nan")] * len(m.steps) for m in members]
+
+
+def test_a_step_term_that_is_not_a_number_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clipping would make it the largest advantage there is."""
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[undecided.__module__])
+    config = CreditConfig(arm="grpo", step_term=f"{__name__}:undecided")
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        assign_credit([trajectory("a", 0.0, 1), trajectory("b", 1.0, 1)], [], config)
 
 
 def test_shuffling_the_batch_changes_no_advantage() -> None:

@@ -37,9 +37,21 @@ def test_adapters_are_counted(tiny_folder: Path) -> None:
     assert 0 < found.trained < found.parameters
 
 
+def test_what_saves_memory_is_counted(tiny_folder: Path) -> None:
+    tree = {"student": {"model": str(tiny_folder)}, "learner": {"lora_rank": 4}}
+    plain, leaner = (
+        estimate(load_config(tree, laid))
+        for laid in ({}, {"student.quantization": "4bit", "learner.gradient_checkpointing": True})
+    )
+    assert leaner.activations < plain.activations
+    linear = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)  # q and o, k and v, the three of the MLP; two layers
+    assert plain.weights - leaner.weights == pytest.approx(linear * (4 - 4.127 / 8), abs=1)
+
+
 @pytest.mark.parametrize(
     ("tree", "words"),
     [
+        ({"learner": {"gradient_checkpointing": True}}, "layers computed twice"),
         ({"credit": {"arm": "grpo"}}, "does not learn from them"),
         ({"credit": {"arm": "ovd"}, "demonstrator": {"policy": "a:b"}}, "give way to demonstrations"),
         ({"feedback": {"when": "retry"}}, "helped"),

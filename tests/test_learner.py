@@ -32,6 +32,7 @@ from ovd_gym.envs.base import ToolEnv
 from ovd_gym.errors import ConfigError, TrainingStopped
 from ovd_gym.learner import Learner, Size, learning_rate, trainable_model
 from ovd_gym.llm.decoder import Decoder
+from ovd_gym.llm.models import load_model
 from ovd_gym.llm.transformers_lm import TransformersLM
 from ovd_gym.records import Critique, Score, Trajectory
 from ovd_gym.rollout import rollout
@@ -458,3 +459,24 @@ def test_a_student_like_its_teacher_has_nothing_to_learn(
         metrics = learner.distill(batch, 0, twin, DistillationConfig(model="-", variant=variant))
         assert metrics["divergence"] == pytest.approx(0.0, abs=1e-3)
         twin = Decoder(deepcopy(learner.decoder.model).requires_grad_(False))
+
+
+def test_adapters_over_weights_in_four_bits(
+    tiny_folder: Path, tokenizer: PreTrainedTokenizerFast, adders: Callable[[int], list[ToolEnv]]
+) -> None:
+    """They sample what they train, move, and the reference is the model without them."""
+    pytest.importorskip("bitsandbytes", reason="weights in 4 bits need bitsandbytes")
+    model, _ = load_model(str(tiny_folder), four_bit=True, device="cpu")
+    config = LearnerConfig(lora_rank=4, learning_rate=1e-2, kl_weight=0.01)
+    decoder = Decoder(trainable_model(model, config, 0))
+    packed = {n: p.clone() for n, p in decoder.model.named_parameters() if p.dtype == torch.uint8}
+    assert len(packed) == 2 * 7  # the linear layers of both blocks
+    agent = Student(TransformersLM(decoder, tokenizer), make_chat(tokenizer, "plain"), 6)
+    envs = adders(4)
+    learner = Learner(decoder, config, 10)
+    for step in range(3):
+        sampled = rollout(envs[0].tasks[:2], envs, agent, group_size=2, seed=(step,))
+        metrics = learner.update(pack(sampled, credits_of(sampled, scale=1.0)), step)
+        assert metrics["logprob_gap"] < 1e-4
+    assert metrics["kl"] > 1e-5
+    assert all(torch.equal(p, packed[n]) for n, p in decoder.model.named_parameters() if n in packed)

@@ -172,3 +172,9 @@ def test_a_real_package_model_continues_a_sum() -> None:
     with torch.no_grad():
         output = model.generate(**ids, max_new_tokens=2, do_sample=False)  # type: ignore[operator]
     assert tokenizer.convert_ids_to_tokens(output[0, ids["input_ids"].shape[1] :].tolist()) == ["Ġ", "2"]
+
+
+def test_weights_in_four_bits_need_their_package(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ovd_gym.llm.models.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"need the package bitsandbytes: pip install"):
+        load_model(str(tiny_folder), four_bit=True)

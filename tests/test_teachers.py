@@ -120,6 +120,17 @@ def test_a_failure_becomes_a_status_after_one_retry(error: Exception | None, sta
     assert score.rationale
 
 
+def test_a_score_that_is_not_a_number_becomes_a_status() -> None:
+    class Undecided(Recorder):
+        def score(self, view: View) -> Score:
+            return Score.of(float("nan"))
+
+    (critique,) = Undecided().critique([TRAJECTORY])
+    assert {score.status for score in (*critique.steps, critique.trajectory)} == {"error"}
+    assert "nan" in critique.trajectory.rationale
+    assert not critique.valid
+
+
 def test_a_batch_of_the_wrong_length_is_an_error() -> None:
     class Short(Recorder):
         def score_batch(self, views: Sequence[View]) -> list[Score]:

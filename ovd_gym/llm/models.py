@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -30,7 +31,14 @@ from typing import Any, TypeVar
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from ovd_gym.errors import ConfigError, unknown
@@ -57,7 +65,7 @@ T = TypeVar("T")
 
 
 def load_model(
-    name: str, *, dtype: str = "float32", device: str | None = None, progress: bool = False
+    name: str, *, dtype: str = "float32", device: str | None = None, four_bit: bool = False, progress: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer called ``name``, in eval mode, with a pad token.
 
@@ -65,6 +73,8 @@ def load_model(
         name: see the module's description.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto`` (as stored).
         device: a torch device; None takes the first GPU, or the CPU when there is none.
+        four_bit: linear layers in 4 bits (NF4, double quantisation: QLoRA, arXiv 2305.14314); ``dtype`` is what they
+            compute in.
         progress: show transformers' progress bars.
 
     Raises:
@@ -77,10 +87,12 @@ def load_model(
 
     with quiet(progress):
         if base := _base_of(source):
+            if four_bit:
+                raise ConfigError(f"model {name!r} holds adapters, which cannot be folded into weights in 4 bits")
             plain, _ = load_model(base, dtype=dtype, device=device or "cpu", progress=progress)
             model: PreTrainedModel = _readable(name, lambda: _merged(plain, source))
         else:
-            model = _load_plain(name, source, dtype)
+            model = _load_plain(name, source, dtype, **(_four_bit(dtype, device) if four_bit else {}))
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -204,10 +216,10 @@ def _dequantise(weights: Path, target: Path) -> None:
 # Folders ------------------------------------------------------------------------------------------------
 
 
-def _load_plain(name: str, source: Path | str, dtype: str) -> PreTrainedModel:
+def _load_plain(name: str, source: Path | str, dtype: str, **more: Any) -> PreTrainedModel:
     def load() -> tuple[PreTrainedModel, dict[str, Any]]:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, trust_remote_code=False, use_safetensors=True
+            source, dtype=dtype, output_loading_info=True, trust_remote_code=False, use_safetensors=True, **more
         )
         return loaded[0], loaded[1]
 
@@ -215,6 +227,9 @@ def _load_plain(name: str, source: Path | str, dtype: str) -> PreTrainedModel:
     # transformers only warns of missing weights, and makes them up at random.
     if absent := sorted(report["missing_keys"]):
         raise ConfigError(f"model {name!r} lacks {len(absent)} of its weights, such as {absent[0]}: download it again")
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' way to sample on CPUs: rounded, no gradient
+            module.support_avx512bf16_for_cpu = False
     return model
 
 
@@ -253,9 +268,26 @@ def _readable(name: str, load: Callable[[], T]) -> T:
         ) from error
 
 
+def _four_bit(dtype: str, device: str | None) -> dict[str, Any]:
+    """How transformers is told to load weights in 4 bits; they are quantised where they will stay."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("weights in 4 bits need the package bitsandbytes: pip install 'ovd-gym[quantized]'")
+    kind = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+    return {"quantization_config": kind, "device_map": {"": _device(device)}}
+
+
+def _device(name: str | None) -> torch.device:
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def _move(model: PreTrainedModel, device: str | None) -> None:
     try:
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = _device(device)
         model.to(where)  # type: ignore[arg-type]  # its stub lacks torch.device
     except torch.OutOfMemoryError:
         raise
