@@ -49,7 +49,7 @@ from ovd_gym.ranks import Ranks, dealt, whole
 from ovd_gym.sharing import micro_batches
 from ovd_gym.value_head import ValueHead, estimate
 
-__all__ = ["Learner", "learning_rate", "trainable_model"]
+__all__ = ["Learner", "Metrics", "learning_rate", "trainable_model"]
 
 _NLL_WEIGHT = 0.1
 

@@ -229,7 +229,7 @@ def _load_plain(name: str, source: Path | str, dtype: str, **more: Any) -> PreTr
         raise ConfigError(f"model {name!r} lacks {len(absent)} of its weights, such as {absent[0]}: download it again")
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' way to sample on CPUs: rounded, no gradient
-            module.support_avx512bf16_for_cpu = False
+            vars(module)["support_avx512bf16_for_cpu"] = False
     return model
 
 
@@ -272,7 +272,8 @@ def _four_bit(dtype: str, device: str | None) -> dict[str, Any]:
     """How transformers is told to load weights in 4 bits; they are quantised where they will stay."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError("weights in 4 bits need the package bitsandbytes: pip install 'ovd-gym[quantized]'")
-    kind = BitsAndBytesConfig(
+    made: Any = BitsAndBytesConfig  # untyped in transformers
+    kind = made(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
