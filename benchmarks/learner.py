@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if interpreter:
                     rows.append({"case": name, "checkpointing": switch, "side": side, **spawn(interpreter, case)})
     report = {
-        "command": " ".join(sys.argv),
+        "command": f"benchmarks/learner.py --cases {' '.join(chosen.cases)} --steps {chosen.steps} --trl PYTHON",
         "machine": {"device": platform.machine(), "threads": chosen.threads, "torch": torch.__version__},
         "rows": rows,
     }
