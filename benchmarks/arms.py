@@ -77,6 +77,8 @@ class Plan:
     out: Path
     arms: Sequence[str]
     seeds: Sequence[int]
+    single_seeds: Sequence[int]
+    """Of the runs on one task, among ``seeds``."""
     rates: Sequence[float]
     steps: int
     """Of the comparison; of a tuning run and of a run on one task likewise."""
@@ -117,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/arms"))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--single-seeds", nargs="+", type=int, default=[0, 1, 2], help="of the runs on one task")
     parser.add_argument("--rates", nargs="+", type=float, default=[3e-5, 1e-4, 3e-4])
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--tuning-steps", type=int, default=30)
@@ -181,7 +184,11 @@ def runs(plan: Plan, chosen: Mapping[str, Choice]) -> list[Run]:
     """The comparison and the runs on one task, seed after seed."""
     laid = [(arm, seed, chosen[arm]) for seed in plan.seeds for arm in plan.arms]
     many = [_run(plan, plan.compared(*run[:2]), *run, plan.steps, "test", every=plan.every) for run in laid]
-    single = [_run(plan, plan.single(*run[:2]), *run, plan.single_steps, "test", tasks=1) for run in laid]
+    single = [
+        _run(plan, plan.single(*run[:2]), *run, plan.single_steps, "test", tasks=1)
+        for run in laid
+        if run[1] in plan.single_seeds
+    ]
     return [*many, *single]
 
 
@@ -249,12 +256,12 @@ def best(plan: Plan, arm: str) -> Choice:
 def summary(plan: Plan, chosen: Mapping[str, Choice]) -> dict[str, Any]:
     """Everything that is reported; differences are paired by seed."""
     many = {arm: [Curve.of(plan.compared(arm, seed)) for seed in plan.seeds] for arm in plan.arms}
-    one = {arm: [Curve.of(plan.single(arm, seed)) for seed in plan.seeds] for arm in plan.arms}
+    one = {arm: [Curve.of(plan.single(arm, seed)) for seed in plan.single_seeds] for arm in plan.arms}
     tuned = {arm: {str(c): Curve.of(plan.tuned(arm, c)).last for c in plan.grid(arm)} for arm in plan.arms}
     return {
         "command": " ".join(sys.argv),
         "machine": {"processor": platform.machine(), "python": platform.python_version(), "torch": torch.__version__},
-        "seeds": list(plan.seeds),
+        "seeds": {"many tasks": list(plan.seeds), "one task": list(plan.single_seeds)},
         "tuning": {arm: {"chosen": str(chosen[arm]), "em": tuned[arm]} for arm in plan.arms},
         "many tasks": compared(many, plan.targets),
         "one task": compared(one, ()),
