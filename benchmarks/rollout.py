@@ -84,11 +84,12 @@ def timed(part: str, kinds: dict[str, Play]) -> Iterator[Row]:
 
 def show(rows: Sequence[Row]) -> None:
     """Print ``rows`` as a table."""
-    table = Table("part", "kind", "episodes", "seconds", "episodes/s", "tokens/s", "steps/s", "ratio")
+    table = Table("part", "kind", "episodes", "seconds", "episodes/s", "computed", "tokens/s", "steps/s", "ratio")
     for row in rows:
         rates = (f"{row[what]:,.1f}" if what in row else "" for what in ("tokens_per_s", "steps_per_s"))
         table.add_row(
             row["part"], row["kind"], f"{row['episodes']:,}", f"{row['seconds']:.1f}", f"{row['episodes_per_s']:,.2f}",
+            f"{row['computed']:,}" if "computed" in row else "",
             *rates, f"{row['ratio']:.2f}",
         )  # fmt: skip
     Console(width=110).print(table)
@@ -140,11 +141,29 @@ def of_models(chosen: argparse.Namespace) -> dict[str, Play]:
         played = rollout(tasks, envs, student, group_size=chosen.group, schedule=schedule)
         return {"episodes": len(played), "tokens": sum(t.num_sampled for t in played)}
 
-    return {
+    def counted(play: Play) -> Play:
+        """``play``, and how many tokens went through the model for it, padding included: what no other load changes."""
+
+        def played() -> dict[str, int]:
+            read = 0
+
+            def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+                nonlocal read
+                read += kwargs["input_ids"].numel()
+
+            hook = model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
+            counts = play()
+            hook.remove()
+            return {"episodes": counts["episodes"], "computed": read, "tokens": counts["tokens"]}
+
+        return played
+
+    kinds: dict[str, Play] = {
         "plain generate": lambda: generate_loop(model, tokenizer, tasks, envs, chosen),
         "ours, lock-step": lambda: ours(LOCK_STEP),
         "ours, free-running": lambda: ours(FREE_RUNNING),
     }
+    return {kind: counted(play) for kind, play in kinds.items()}
 
 
 @torch.inference_mode()
