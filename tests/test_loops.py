@@ -23,15 +23,16 @@ def run(script: Path, *arguments: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def sql() -> Iterator[dict[str, Any]]:
-    """What the module of the SQL world holds."""
+def sql() -> dict[str, Any]:
+    """What the module of the SQL world holds; the world that it registers is left to those who import it."""
     import gymnasium
 
     before = gymnasium.registry.pop("Sql-v0", None)
-    yield runpy.run_path(str(ROOT / "examples" / "sql" / "sql_world.py"), run_name="sql_world_of_this_test")
-    gymnasium.registry.pop("Sql-v0", None)
+    held = runpy.run_path(str(ROOT / "examples" / "sql" / "sql_world.py"), run_name="sql_world_of_this_test")
+    gymnasium.registry.pop("Sql-v0")
     if before is not None:
         gymnasium.registry["Sql-v0"] = before
+    return held
 
 
 @pytest.fixture

@@ -41,8 +41,10 @@ def test_a_package_passes_its_own_tests_and_the_linter(kind: str, tmp_path: Path
     done = subprocess.run(tested, cwd=package, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
-    linted = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E,F,I,UP,B,D1", "--line-length", "120"]
-    done = subprocess.run([*linted, "--no-cache", f"{module}.py"], cwd=package, capture_output=True, text=True)
+    linted = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E,F,I,UP,B,D1", "--ignore", "D107"]
+    done = subprocess.run(
+        [*linted, "--line-length", "120", "--no-cache", f"{module}.py"], cwd=package, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout
 
 

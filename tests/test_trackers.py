@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ RUN = TrackedRun("abc123def456", "demo", {"steps": 3, "env": {"id": "x"}})
 
 
 @pytest.fixture
-def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Packages with the calls that are used, and the file in which they note what they are told."""
     for name, source in FAKES.items():
         (tmp_path / f"{name}.py").write_text(source)
@@ -54,7 +55,9 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("TOLD", str(tmp_path / "told.jsonl"))
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
-    return tmp_path / "told.jsonl"
+    yield tmp_path / "told.jsonl"
+    for name in FAKES:
+        sys.modules.pop(name, None)
 
 
 def test_figures_are_passed_on_in_order(fakes: Path) -> None:
