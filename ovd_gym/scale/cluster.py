@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from ovd_gym.placement import ScaleConfig
 
 __all__ = ["connected"]
 
+_PATIENCE_S = 10.0
 _MIN_STORE = 100_000_000
 """Bytes; Ray wants some room to work in."""
 
@@ -35,6 +37,8 @@ def connected(config: ScaleConfig, weights: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if config.address is not None:
+        _knock(config.address)
     # As Ray does by default; said aloud, it does not warn about it. Without a GPU of its own a worker sees none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     try:
@@ -43,14 +47,29 @@ def connected(config: ScaleConfig, weights: int) -> Iterator[None]:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         if config.address is None:
             raise ConfigError(f"Ray does not start on this machine: {why}") from error
-        raise ConfigError(
-            f"no Ray cluster at scale.address {config.address!r} ({why}): start one with `ray start --head`, or remove "
-            "the key for one on this machine"
-        ) from error
+        raise _no_cluster(config.address, why) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise ConfigError if nothing listens at a plain ``host:port``: Ray would go on asking for minutes."""
+    host, _, port = address.rpartition(":")
+    if "/" in address or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, str(error)) from None
+
+
+def _no_cluster(address: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"no Ray cluster at scale.address {address!r} ({why}): start one with `ray start --head`, or remove the key for "
+        "one on this machine"
+    )
 
 
 def _where(config: ScaleConfig, weights: int) -> dict[str, Any]:
