@@ -307,22 +307,19 @@ def test_in_process_it_samples_what_transformers_samples_with_the_weights_it_is_
     assert versions[0][2] != versions[1][2]
 
 
+@pytest.mark.parametrize(
+    ("sync", "options", "switch"),
+    [
+        ("adapters", ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "1"], "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
+        ("weights", [], "VLLM_SERVER_DEV_MODE"),
+    ],
+)
 def test_training_through_a_server_with_weights_sent_after_every_update(
-    vllm_python: Path, small: Path, tmp_path: Path
+    sync: str, options: list[str], switch: str, vllm_python: Path, small: Path, tmp_path: Path
 ) -> None:
-    options = [
-        "--enable-scale-out",
-        "--enable-lora",
-        "--max-lora-rank",
-        "8",
-        "--max-loras",
-        "1",
-        "--max-model-len",
-        "512",
-    ]
-    switches = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-    with serving(vllm_python, str(small), options, tmp_path, **switches) as url:
-        for sync, staleness in (("adapters", 0), ("weights", 0), ("adapters", 1)):
+    started = ["--enable-scale-out", "--max-model-len", "512", *options]
+    with serving(vllm_python, str(small), started, tmp_path, **{switch: "1"}) as url:
+        for staleness in (0, 1):
             laid: dict[str, Any] = {
                 "student": {"model": str(small), "chat": "plain", "max_turn_tokens": 8},
                 "student.plain": {"few_shot": "?", "system": ""},

@@ -67,8 +67,8 @@ def _knock(address: str) -> None:
 
 def _no_cluster(address: str, why: str) -> ConfigError:
     return ConfigError(
-        f"no Ray cluster at scale.address {address!r} ({why}): start one with `ray start --head`, or remove the key for "
-        "one on this machine"
+        f"no Ray cluster at scale.address {address!r} ({why}): start one with `ray start --head`, or remove the key "
+        "for one on this machine"
     )
 
 
