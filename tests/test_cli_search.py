@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -99,8 +100,10 @@ def test_help_has_examples(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ctrl_c_leaves_nothing_half_written(folder: Path) -> None:
     os.mkfifo("endless.jsonl")
     command = [*COMMAND, "index", "build", "new", "endless.jsonl"]
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores Ctrl-C
+    started = subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=heeding)
     # Opening the pipe waits until the build reads from it.
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as build, open("endless.jsonl", "w") as corpus:
+    with started as build, open("endless.jsonl", "w") as corpus:
         for i in range(2000):
             corpus.write(json.dumps({"id": str(i), "title": "T", "text": "x " * 50}) + "\n")
         corpus.flush()
