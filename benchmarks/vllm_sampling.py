@@ -5,7 +5,7 @@ one. Directly: ``LLM.generate`` on all rows of ids, once a turn, with what was s
 session in which all rows are fed at once. Both sample the same number of tokens from the same engine, in turns,
 ``--repeats`` times; prefix caching is on, and its cache is emptied before each run.
 
-Example (in an environment with vLLM): python benchmarks/vllm.py --model SmolLM2-135M-Instruct
+Example (in an environment with vLLM): python benchmarks/vllm_sampling.py --model SmolLM2-135M-Instruct
 """
 
 from __future__ import annotations
