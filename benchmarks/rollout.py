@@ -131,6 +131,7 @@ class Reading(ToolEnv):
 
 def of_models(chosen: argparse.Namespace) -> dict[str, Play]:
     """The plain loop, and our backend in both schedules."""
+    model: Any
     model, tokenizer = load_model(chosen.model)
     tokenizer.padding_side = "left"  # for the plain loop
     student = Student(TransformersLM(Decoder(model), tokenizer), make_chat(tokenizer, "template"), chosen.turn_tokens)
