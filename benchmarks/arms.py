@@ -4,7 +4,12 @@ The world is ``examples/sums``. Each seed has a student of its own, warm-started
 from there with the same tasks and as many episodes a step. Learning rates are chosen for each arm by itself, with other
 seeds and on other questions than those that the figures are about. What is there already is not run again.
 
-Example: python benchmarks/arms.py --json docs/figures/arms.json --figure docs/figures/arms.png
+With ``--imitate`` the students are not made from scratch: the model that the configuration names is warm-started by
+imitating right solutions (and the teacher of token-opd is the same model, taught for longer).
+
+Examples:
+    python benchmarks/arms.py --json docs/figures/arms.json --figure docs/figures/arms.png
+    python benchmarks/arms.py --config smollm2.yaml --imitate 24 --rates 1e-4 3e-4 1e-3 --workers 8    # with a GPU
 """
 
 from __future__ import annotations
@@ -75,6 +80,12 @@ class Plan:
     """What is to be run."""
 
     out: Path
+    config: str
+    """A file of the example's folder."""
+    imitate: int
+    """Steps of imitation that make a student of the configuration's model; 0 makes students from scratch."""
+    teach: int
+    """Steps of imitation that make the teacher of arm ``token-opd``."""
     arms: Sequence[str]
     seeds: Sequence[int]
     single_seeds: Sequence[int]
@@ -92,8 +103,15 @@ class Plan:
         return max(1, self.steps // 4)
 
     def student(self, seed: int) -> Path:
-        """The warm-started model of ``seed``."""
-        return self.out / f"student-{seed}"
+        """Where the warm-started model of ``seed`` is."""
+        return self._model(f"student-{seed}")
+
+    def teacher(self) -> Path:
+        """Where the teacher of arm ``token-opd`` is."""
+        return self._model(TEACHER)
+
+    def _model(self, name: str) -> Path:
+        return self.out / name / "model" if self.imitate else self.out / name
 
     def grid(self, arm: str) -> list[Choice]:
         """What ``arm`` is tuned over."""
@@ -117,6 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, then print and store the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/arms"))
+    parser.add_argument("--config", default="train.yaml", help="a file in examples/sums")
+    parser.add_argument("--imitate", type=int, default=0, help="steps of imitation that make a student; 0: from scratch")
+    parser.add_argument("--teach", type=int, default=200, help="steps that make the teacher, with --imitate")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--single-seeds", nargs="+", type=int, default=[0, 1, 2], help="of the runs on one task")
@@ -133,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = Plan(**given)
     sys.path.insert(0, str(EXAMPLE))
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
-        list(pool.map(make_model, models(plan)))
+        list(pool.map(carry_out, lessons(plan)) if plan.imitate else pool.map(make_model, models(plan)))
         list(pool.map(carry_out, tuning_runs(plan)))
         chosen = {arm: best(plan, arm) for arm in plan.arms}
         list(pool.map(carry_out, runs(plan, chosen)))
@@ -161,6 +182,7 @@ class Model:
 class Run:
     """One training run: its folder, and what is laid over the configuration of the example."""
 
+    config: str
     path: Path
     settings: Mapping[str, Any]
 
@@ -168,7 +190,22 @@ class Run:
 def models(plan: Plan) -> list[Model]:
     """The teacher of arm ``token-opd`` and the students; the longest work first."""
     students = [Model(plan.student(seed), seed, 0.2) for seed in (TUNING_SEED, *plan.seeds)]
-    return [Model(plan.out / TEACHER, TEACHER_SEED, 0.98)] * ("token-opd" in plan.arms) + students
+    return [Model(plan.teacher(), TEACHER_SEED, 0.98)] * ("token-opd" in plan.arms) + students
+
+
+def lessons(plan: Plan) -> list[Run]:
+    """The same from a model that is there: runs that imitate right solutions; the longest first."""
+    made = [(plan.student(seed), seed, plan.imitate) for seed in (TUNING_SEED, *plan.seeds)]
+    taught = [(plan.teacher(), TEACHER_SEED, plan.teach)] * ("token-opd" in plan.arms)
+    shared = {**DEMONSTRATED, "credit.arm": "imitation", "teacher": None, "rollout.group_size": 1, "evaluation.every": 0}
+    return [
+        Run(
+            plan.config,
+            model.parent,
+            {**shared, "env.options.task_options.seed": seed, "steps": steps, "seed": seed, "run_dir": str(model.parent)},
+        )
+        for model, seed, steps in [*taught, *made]
+    ]
 
 
 def tuning_runs(plan: Plan) -> list[Run]:
@@ -217,8 +254,8 @@ def _run(
         "run_dir": str(path),
     }
     if arm == "token-opd":
-        settings["distillation.model"] = str(plan.out / TEACHER)
-    return Run(path, settings)
+        settings["distillation.model"] = str(plan.teacher())
+    return Run(plan.config, path, settings)
 
 
 def make_model(model: Model) -> None:
@@ -238,7 +275,7 @@ def carry_out(run: Run) -> None:
         if run.path.exists():
             train(resume=run.path)
         else:
-            train(EXAMPLE / "train.yaml", settings=run.settings)
+            train(EXAMPLE / run.config, settings=run.settings)
 
 
 def _one_thread() -> None:
@@ -260,7 +297,13 @@ def summary(plan: Plan, chosen: Mapping[str, Choice]) -> dict[str, Any]:
     tuned = {arm: {str(c): Curve.of(plan.tuned(arm, c)).last for c in plan.grid(arm)} for arm in plan.arms}
     return {
         "command": " ".join(sys.argv),
-        "machine": {"processor": platform.machine(), "python": platform.python_version(), "torch": torch.__version__},
+        "machine": {
+            "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "config": plan.config,
+        "imitation": {"student": plan.imitate, "teacher": plan.teach} if plan.imitate else None,
         "seeds": {"many tasks": list(plan.seeds), "one task": list(plan.single_seeds)},
         "tuning": {arm: {"chosen": str(chosen[arm]), "em": tuned[arm]} for arm in plan.arms},
         "many tasks": compared(many, plan.targets),

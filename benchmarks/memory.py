@@ -176,7 +176,9 @@ def show(rows: Sequence[dict[str, float | str]], lengths: Sequence[int]) -> None
     """MiB per kind and length, the formula's beside it, and the growth per token between first and last length."""
     table = Table("update", *(f"L = {length}" for length in lengths), "KiB per further token", "ratio to naive")
     by = {(row["kind"], row["length"]): row for row in rows}
-    slope = {k: (by[k, lengths[-1]]["bytes"] - by[k, lengths[0]]["bytes"]) / (lengths[-1] - lengths[0]) for k in KINDS}  # type: ignore[operator]
+    further = lengths[-1] - lengths[0] or lengths[0]  # of one length, all of its tokens
+    least = {k: by[k, lengths[0]]["bytes"] if len(lengths) > 1 else 0 for k in KINDS}
+    slope = {k: (by[k, lengths[-1]]["bytes"] - least[k]) / further for k in KINDS}  # type: ignore[operator]
     for kind in KINDS:
         cells = [f"{by[kind, n]['bytes'] / 2**20:,.0f} ({by[kind, n]['formula'] / 2**20:,.0f})" for n in lengths]  # type: ignore[operator]
         table.add_row(kind, *cells, f"{slope[kind] / 1024:,.1f}", f"{slope[kind] / slope['naive']:.3f}")

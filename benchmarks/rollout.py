@@ -94,7 +94,7 @@ def show(rows: Sequence[Row]) -> None:
         )  # fmt: skip
     Console(width=110).print(table)
     print(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}")
-    print(f"{torch.get_num_threads()} torch threads")
+    print(torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} torch threads")
 
 
 # With a language model -----------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def generate_loop(
         for _ in range(TURNS):
             inputs = tokenizer.apply_chat_template(
                 talks, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-            )
+            ).to(model.device)
             output = model.generate(**inputs, do_sample=True, top_k=0, max_new_tokens=chosen.turn_tokens)
             for (_, env), talk, ids in zip(batch, talks, output[:, inputs["input_ids"].shape[1] :], strict=True):
                 ended = (ids == tokenizer.eos_token_id).nonzero()

@@ -189,7 +189,7 @@ class LearnerConfig(Record):
     """How token losses are added up: see :func:`~ovd_gym.losses.token_weights`."""
     fixed_length: Annotated[int, Field(ge=1)] | None = None
     """Tokens, for ``aggregation: fixed-length``: the most that an episode may sample, say."""
-    teacher_tokens: Literal["shaped", "as-student", "nll"] = "shaped"
+    teacher_tokens: Literal["as-student", "shaped", "nll"] = "as-student"
     """How a demonstrator's tokens are trained (:mod:`ovd_gym.learner`). Arms ``ovd`` and ``ovd-prefix``."""
     kl_weight: Annotated[float, Field(ge=0)] = 0.0
     """beta. Above 0, the untrained model is the reference (with LoRA: the adapters switched off, no copy)."""
