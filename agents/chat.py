@@ -87,6 +87,11 @@ class PlainChat(Chat):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: PlainTemplate | None = None) -> None:
         super().__init__(tokenizer)
         self.template = template or PlainTemplate()
+        if not self._content(frame := self.template.tool.replace("{content}", "")):
+            raise ConfigError(
+                f"student.plain.tool: the tokenizer has no token for {frame!r}, and an empty result would leave the "
+                "student nothing to go on from; frame {content} by characters that it knows"
+            )
         adds_bos = list(tokenizer("").input_ids)[:1] == [tokenizer.bos_token_id]
         self._bos = [tokenizer.bos_token_id] if adds_bos else []
         self.stop_ids = _end_ids(tokenizer)

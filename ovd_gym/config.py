@@ -51,7 +51,8 @@ class EnvConfig(Record):
 class PlainTemplate(Record):
     """Layout of a plain-text conversation; ``{content}`` stands for the message.
 
-    ``few_shot`` is put before everything, as it is; with an empty ``system`` it replaces the instructions.
+    ``few_shot`` is put before everything, as it is; with an empty ``system`` it replaces the instructions. What
+    surrounds ``{content}`` keeps an empty message from leaving the student nothing to go on from.
     """
 
     few_shot: str = ""
@@ -66,6 +67,17 @@ class PlainTemplate(Record):
         for name in ("user", "tool", *(["system"] if self.system else [])):
             if getattr(self, name).count("{content}") != 1:
                 raise ValueError(f"plain.{name} must hold {{content}} exactly once, got {getattr(self, name)!r}")
+        # A turn may have ended with turn_end by itself, so that after it nothing but `tool` is left.
+        if self.tool == "{content}":
+            raise ValueError(
+                "plain.tool must hold text besides {content}, such as '{content}\\n': an empty result would leave the "
+                "student nothing to go on from"
+            )
+        if self.few_shot + self.system + self.user == "{content}":
+            raise ValueError(
+                "plain.user must hold text besides {content}, such as '{content}\\n', where few_shot and system are "
+                "empty: an empty question would leave the student nothing to begin with"
+            )
         return self
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from ovd_gym.agents.chat import PlainChat, TemplateChat
@@ -62,6 +63,17 @@ def test_plain_layout(tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenizer.decode(chat.opening(OPENING)) == "Q: 1\nA: 1\nQ: 1 + 1?\n"
     assert tokenizer.decode(chat.observation("2", said(tokenizer, "add: 1 1\n"))) == "-> 2\n"
     assert tokenizer.decode(chat.observation("2", said(tokenizer, "add: 1 1"))) == "\n-> 2\n"
+
+
+def test_an_empty_result_is_still_something_to_read(tokenizer: PreTrainedTokenizerFast) -> None:
+    chat = PlainChat(tokenizer, PlainTemplate(system="", user="{content}>", tool="{content}>", turn_end=""))
+    for turn in ("add: 1", "add: 1\n", ""):
+        assert tokenizer.decode(chat.observation("", said(tokenizer, turn))) == ">"
+    digits = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate("0123456789>")}, merges=[]))
+    narrow = PreTrainedTokenizerFast(tokenizer_object=digits)
+    assert PlainChat(narrow, chat.template).observation("", said(narrow, "1")) == [10]
+    with pytest.raises(ConfigError, match=r"no token for '#\\n'"):
+        PlainChat(narrow, PlainTemplate(tool="{content}#\n"))
 
 
 def test_braces_in_content_are_only_text(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -14,6 +14,7 @@ from ovd_gym.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 MINIMAL: dict[str, Any] = {"student": {"model": "m"}}
 PPO: dict[str, Any] = {"credit.estimator": "gae"}
+PLAIN: dict[str, Any] = {"student.chat": "plain"}
 
 
 def test_defaults_and_settings() -> None:
@@ -83,6 +84,9 @@ def test_malformed_settings(text: str) -> None:
         ({"learner.warmup_steps": 100}, "must be below steps"),
         ({"student.plain.few_shot": "x"}, "student.plain has no effect"),
         ({"student.chat": "plain", "student.plain.user": "no placeholder"}, "exactly once"),
+        (PLAIN | {"student.plain.tool": "{content}"}, "plain.tool must hold text besides {content}"),
+        (PLAIN | {"student.plain.tool": "{content}", "student.plain.turn_end": "\n"}, "plain.tool must hold text"),
+        (PLAIN | {"student.plain.system": "", "student.plain.user": "{content}"}, "plain.user must hold text"),
         ({"rollout.group_size": 1}, "rollout.group_size"),
         ({"demonstrator.policy": "m:f"}, "belongs to the arms 'imitation'"),
         ({"credit.arm": "imitation"}, "they need one"),
