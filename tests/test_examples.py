@@ -54,6 +54,8 @@ def test_training_examples(example: str, tmp_path: Path) -> None:
 def test_a_searcher_is_made_warmed_up_and_trained(tmp_path: Path) -> None:
     few = ("--copying", "2", "--reading", "2", "--recall", "2", "--pages", "60")
     run("examples/search/tiny_searcher.py", tmp_path, "model", *few)
+    model = json.loads((tmp_path / "model" / "generation_config.json").read_text())
+    assert (model.get("bos_token_id"), model["eos_token_id"], model.get("pad_token_id")) == (None, 0, None)
     world = {"env.options.task_options.size": 200, "env.options.task_options.count": 20, "checkpoint_every": 1}
     held_out = {"evaluation.episodes": 4, "evaluation.options.task_options.size": 200, "evaluation.every": 0}
     few_questions = {"evaluation.options.task_options.count": 4}

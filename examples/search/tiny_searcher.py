@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rng.shuffle(reading)
     tokenizer = learn_tokens(["".join(piece for piece, _ in text) for text in reading[:8000]])
     torch.manual_seed(chosen.seed)
-    model = LlamaForCausalLM(architecture(len(tokenizer)))
+    model = LlamaForCausalLM(architecture(len(tokenizer), tokenizer.get_vocab()[END]))
     names = [entity.title for world in worlds for entity in world.entities]
     lists = [copying_exercise(names, rng) for _ in range(64 * max(8, chosen.copying))]
     lessons = [
@@ -68,10 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokenizer.save_pretrained(chosen.folder)
 
 
-def architecture(vocabulary: int) -> LlamaConfig:
-    """Three layers 128 wide."""
+def architecture(vocabulary: int, end: int) -> LlamaConfig:
+    """Three layers 128 wide; a turn may end with the token ``end``."""
     return LlamaConfig(
         vocab_size=vocabulary,
+        bos_token_id=None,
+        eos_token_id=end,
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=3,

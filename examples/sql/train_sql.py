@@ -92,6 +92,8 @@ def make_model(folder: Path) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
         hidden_size=64,
         intermediate_size=192,
         num_hidden_layers=2,
