@@ -70,13 +70,12 @@ def evaluate(
         return
     if agent is None:
         raise ConfigError("give an agent: a run folder, a model or package.module:function; or --compare A B")
-    from ovd_gym.eval_setup import Plan, contests, entrant
+    from ovd_gym.eval_setup import Plan, contests, entrant, training_of
 
     heat = float(samples > 1) if temperature is None else temperature
     plan = Plan(samples=samples, temperature=heat, top_p=top_p, seed=seed, batch=batch, limit=limit)
-    player = entrant(agent)
-    found = _evaluate_all(player, contests(data or [], env, player.run), plan, out, retry)
-    _finish(out, found)
+    asked = contests(data or [], env, training_of(agent))  # before the agent: a model may take minutes to load
+    _finish(out, _evaluate_all(entrant(agent), asked, plan, out, retry))
 
 
 def _evaluate_all(player: Entrant, asked: Sequence[Contest], plan: Plan, out: Path, retry: bool) -> list[Figures]:

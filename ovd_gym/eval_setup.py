@@ -29,6 +29,7 @@ from ovd_gym.build import load_player, make_envs, merge_options, tool_env
 from ovd_gym.config import EnvConfig, StudentConfig, TrainConfig, load_config, parse_spec
 from ovd_gym.envs.math_qa.tasks import BENCHMARKS as MATH
 from ovd_gym.envs.web_search.datasets import BENCHMARKS as SEARCH
+from ovd_gym.envs.web_search.sources import require_backend
 from ovd_gym.errors import ConfigError, DataError, unknown
 from ovd_gym.llm.base import Decoding
 from ovd_gym.llm.models import describe_model
@@ -37,7 +38,7 @@ from ovd_gym.provenance import tasks_hash, text_hash, versions
 from ovd_gym.records import Message, Record, Task, first_problem
 from ovd_gym.rollout import Env
 
-__all__ = ["Contest", "Entrant", "Plan", "Settings", "contests", "entrant", "open_contest"]
+__all__ = ["Contest", "Entrant", "Plan", "Settings", "contests", "entrant", "open_contest", "training_of"]
 
 _LIBRARIES = (
     "ovd-gym",
@@ -65,8 +66,6 @@ class Entrant:
     prompt: Callable[[Sequence[Message], Sequence[str]], list[int]] | None = None
     """A conversation and the strings that end a turn to the token ids that the model reads; None: it reads no ids."""
     count_tokens: Callable[[str], int] | None = None
-    run: TrainConfig | None = None
-    """The configuration of the run that it came from."""
 
 
 class Contest(NamedTuple):
@@ -123,27 +122,30 @@ class Settings(Record):
 # Who ------------------------------------------------------------------------------------------------------
 
 
+def training_of(text: str) -> TrainConfig | None:
+    """How the agent that ``text`` names was trained: the configuration of a run folder, None for any other agent."""
+    file = Path(parse_spec(text, "agent")[0]) / "config.yaml"
+    return load_config(file) if file.is_file() else None
+
+
 def entrant(text: str) -> Entrant:
     """The agent that ``text`` names, options after it. Raises :class:`ConfigError` for an unknown one."""
     name, options = parse_spec(text, "agent")
-    if (Path(name) / "config.yaml").is_file():
-        return _trained(Path(name), options)
+    if (config := training_of(text)) is not None:
+        return _trained(Path(name), config, options)
     if ":" in name and not name.startswith("package:"):
         return _scripted(name, options)
     return _model(StudentConfig, {"model": name}, options)
 
 
-def _trained(run: Path, options: Mapping[str, Any]) -> Entrant:
+def _trained(run: Path, config: TrainConfig, options: Mapping[str, Any]) -> Entrant:
     """The student of a run folder as it was exported."""
-    config = load_config(run / "config.yaml")
     if not (run / "model").is_dir():
         raise ConfigError(f"{run} holds no finished model: go on with ovd-gym train --resume {run}")
-    return _model(StudentConfig, config.student.model_dump() | {"model": str(run / "model")}, options, config)
+    return _model(StudentConfig, config.student.model_dump() | {"model": str(run / "model")}, options)
 
 
-def _model(
-    kind: type[StudentConfig], base: Mapping[str, Any], options: Mapping[str, Any], run: TrainConfig | None = None
-) -> Entrant:
+def _model(kind: type[StudentConfig], base: Mapping[str, Any], options: Mapping[str, Any]) -> Entrant:
     if "model" in options:
         raise ConfigError(f"the agent {base['model']!r} is a model already: leave out the option model")
     if strange := [key for key in options if key not in kind.model_fields]:
@@ -161,7 +163,6 @@ def _model(
         play=lambda tasks: student,
         prompt=student.chat.prompt,
         count_tokens=student.chat.count_tokens,
-        run=run,
     )
 
 
@@ -191,7 +192,7 @@ def contests(data: Sequence[str], env: str | None, run: TrainConfig | None) -> l
         run: where the agent was trained.
 
     Raises:
-        ConfigError: nothing says which environment, or the questions belong to another one.
+        ConfigError: nothing says which environment, or the questions belong to another one, or need a search backend.
     """
     base = None if run is None else run.env
     if env is not None:
@@ -214,6 +215,8 @@ def _contest(name: str, options: Mapping[str, Any], base: EnvConfig | None) -> C
     if base is not None and home is not None and base.id != home and base.id in _WORLDS:
         raise ConfigError(f"data {name!r} belongs to {home}, the environment is {base.id}: give --env {home}")
     world = base or EnvConfig(id=str(home))
+    if world.id == "ovd_gym/Search-v0":
+        require_backend(world.options.get("backend"), name)
     kept = {key: value for key, value in world.options.items() if key not in ("tasks", "task_options")}
     asked: dict[str, JsonValue] = {"tasks": name, "task_options": dict(options)}
     label = Path(name).name.partition(".")[0] if name.endswith((".jsonl", ".jsonl.gz")) else name

@@ -396,7 +396,9 @@ def test_the_wall_clock_truncates(backend: FakeBackend) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tasks": [TASK]}, "need a backend"),
+        ({"tasks": [TASK]}, "these questions need a search backend"),
+        ({"tasks": "hotpotqa"}, "'hotpotqa' need a search backend, and none was given: set the option backend to"),
+        ({"tasks": "hotpot"}, "did you mean 'hotpotqa'"),
         ({"reward": "cover"}, "unknown reward"),
         ({"page_chars": 0}, "limits must be positive"),
         ({"max_seconds": 0}, "limits must be positive"),

@@ -25,7 +25,7 @@ from ovd_gym.envs.web_search.base import (
 )
 from ovd_gym.envs.web_search.metrics import cover_exact_match, exact_match, f1
 from ovd_gym.envs.web_search.reading import find_in_text, paginate
-from ovd_gym.envs.web_search.sources import WORLD, backend_of, questions, reader_of
+from ovd_gym.envs.web_search.sources import WORLD, backend_of, questions, reader_of, require_backend
 from ovd_gym.envs.web_search.timed import TimedCalls
 from ovd_gym.errors import ConfigError, ToolError, unknown
 from ovd_gym.records import Task, Trajectory
@@ -123,6 +123,7 @@ class SearchEnv(ToolEnv):
             raise ConfigError(unknown("reward", reward, ("em", "f1")))
         if min(max_top_k, page_chars) < 1 or max_links < 0 or (max_seconds is not None and max_seconds <= 0):
             raise ConfigError(f"limits must be positive: {max_top_k=}, {page_chars=}, {max_links=}, {max_seconds=}")
+        require_backend(backend, tasks)
         super().__init__(questions(tasks, task_options or {}), **options)
         self._calls = TimedCalls(tool_timeout_s, max_hung)
         self.backend, self._owns_backend = backend_of(backend, tasks, task_options or {})

@@ -16,7 +16,7 @@ from ovd_gym.records import Task
 if TYPE_CHECKING:
     from ovd_gym.envs.web_search.world import World
 
-__all__ = ["WORLD", "backend_of", "questions", "reader_of"]
+__all__ = ["WORLD", "backend_of", "questions", "reader_of", "require_backend"]
 
 WORLD = "world"
 """The fictional world, as questions and as a backend: needs nothing but this package."""
@@ -44,6 +44,23 @@ def questions(spec: str | Sequence[Task], options: Mapping[str, Any]) -> Sequenc
     return load_questions(spec, **options)
 
 
+def require_backend(spec: object, tasks: object) -> None:
+    """Raise ConfigError if the questions ``tasks`` need a backend and ``spec`` is none; nothing is loaded to find out.
+
+    An unknown name passes: :func:`questions` says which there are.
+    """
+    from ovd_gym.envs.web_search.datasets import BENCHMARKS
+
+    named = isinstance(tasks, str)
+    if spec is None and (not named or tasks in BENCHMARKS or str(tasks).endswith((".jsonl", ".jsonl.gz"))):
+        which = f"the questions {tasks!r} need" if named else "these questions need"
+        raise ConfigError(
+            f"{which} a search backend, and none was given: set the option backend to local:PATH (an index that "
+            "`ovd-gym index build` made), retriever:URL, searxng:URL, brave or another, for an evaluation with --env "
+            "'ovd_gym/Search-v0 backend=local:PATH'. Only 'world' and 'closed:NAME' bring their own"
+        )
+
+
 def backend_of(
     spec: str | Mapping[str, Any] | SearchBackend | None, tasks: object, task_options: Mapping[str, Any]
 ) -> tuple[SearchBackend, bool]:
@@ -59,8 +76,7 @@ def backend_of(
     if spec is None:
         if isinstance(tasks, str) and tasks.startswith("closed:"):
             return _passages(str(task_options["data_folder"])), False
-        if tasks != WORLD:
-            raise ConfigError("these questions need a backend: give one, or a spec such as 'local:PATH'")
+        require_backend(spec, tasks)
         return _index(**_world_options(dict(task_options))), False
     name, options = (spec.get("name"), dict(spec)) if isinstance(spec, Mapping) else (spec, {})
     if name == WORLD:
