@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/arms"))
     parser.add_argument("--config", default="train.yaml", help="a file in examples/sums")
-    parser.add_argument("--imitate", type=int, default=0, help="steps of imitation that make a student; 0: from scratch")
+    parser.add_argument("--imitate", type=int, default=0, help="steps of imitation that make a student; 0: without")
     parser.add_argument("--teach", type=int, default=200, help="steps that make the teacher, with --imitate")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -197,12 +197,14 @@ def lessons(plan: Plan) -> list[Run]:
     """The same from a model that is there: runs that imitate right solutions; the longest first."""
     made = [(plan.student(seed), seed, plan.imitate) for seed in (TUNING_SEED, *plan.seeds)]
     taught = [(plan.teacher(), TEACHER_SEED, plan.teach)] * ("token-opd" in plan.arms)
-    shared = {**DEMONSTRATED, "credit.arm": "imitation", "teacher": None, "rollout.group_size": 1, "evaluation.every": 0}
+    shared: dict[str, Any] = {**DEMONSTRATED, "credit.arm": "imitation", "teacher": None}
+    shared |= {"rollout.group_size": 1, "evaluation.every": 0}
     return [
         Run(
             plan.config,
             model.parent,
-            {**shared, "env.options.task_options.seed": seed, "steps": steps, "seed": seed, "run_dir": str(model.parent)},
+            shared
+            | {"env.options.task_options.seed": seed, "steps": steps, "seed": seed, "run_dir": str(model.parent)},
         )
         for model, seed, steps in [*taught, *made]
     ]
