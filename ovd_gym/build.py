@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
-import gymnasium as gym
 from transformers import PreTrainedTokenizerBase
 
 from ovd_gym.agents.base import Agent
@@ -17,8 +16,7 @@ from ovd_gym.agents.retold import Retold
 from ovd_gym.agents.scripted import Policy, ScriptedAgent
 from ovd_gym.agents.student import Student, make_chat
 from ovd_gym.config import DemonstratorConfig, EnvConfig, StudentConfig, TrainConfig
-from ovd_gym.envs.base import ToolEnv
-from ovd_gym.errors import ConfigError, OvdGymError, unknown
+from ovd_gym.errors import ConfigError
 from ovd_gym.learner import Learner, trainable_model
 from ovd_gym.llm.decoder import Decoder
 from ovd_gym.llm.models import load_model, load_tokenizer
@@ -31,6 +29,7 @@ from ovd_gym.rollout import Env
 from ovd_gym.sampler import make_sampler
 from ovd_gym.teachers.base import Teacher
 from ovd_gym.teachers.registry import make_teacher
+from ovd_gym.worlds import family, tool_env
 from ovd_gym.wrappers import TeacherFeedback
 
 __all__ = [
@@ -48,7 +47,6 @@ __all__ = [
     "make_players",
     "merge_options",
     "seeded_teacher",
-    "tool_env",
 ]
 
 
@@ -242,25 +240,7 @@ def make_envs(config: EnvConfig, count: int, options: Mapping[str, Any] | None =
 
 
 def _world(config: EnvConfig, options: Mapping[str, Any] | None = None) -> World:
-    merged = merge_options(config.options, options or {})
-    first = _make(config.id, merged)
-    shared = {key: value for key, value in merged.items() if key not in ("tasks", "task_options")}
-    shared |= tool_env(first).shared_options()
-    return World(first, lambda: _make(config.id, shared))
-
-
-def _make(name: str, options: Mapping[str, Any]) -> Env:
-    try:
-        env = gym.make(name, disable_env_checker=True, **options)
-    except OvdGymError:
-        raise
-    except gym.error.Error as error:
-        known = [spec for spec in gym.registry if spec.startswith("ovd_gym/")]
-        raise ConfigError(f"{unknown('environment', name, known)} ({_line(error)})") from None
-    except Exception as error:  # a plug-in may raise anything while it is made; it becomes one line
-        raise ConfigError(f"environment {name!r} cannot be made: {type(error).__name__}: {_line(error)}") from error
-    tool_env(env)
-    return cast(Env, env)
+    return World(*family(config.id, merge_options(config.options, options or {})))
 
 
 def _demonstrator(config: TrainConfig, given: DemonstratorConfig, tasks: Sequence[Task], chat: Chat) -> Agent:
@@ -297,18 +277,6 @@ def _policy(config: DemonstratorConfig, tasks: Sequence[Task]) -> Policy:
     except ValueError as error:
         raise ConfigError(f"demonstrator.policy {config.policy!r}: {error}") from None
     return policy
-
-
-def _line(error: Exception) -> str:
-    """The message in one line, without the arguments that Gymnasium appends."""
-    return " ".join(str(error).partition(" was raised from")[0].split())
-
-
-def tool_env(env: gym.Env[Any, Any]) -> ToolEnv:
-    """The world inside any wrappers. Raises :class:`ConfigError` if it is none of ours."""
-    if not isinstance(env.unwrapped, ToolEnv):
-        raise ConfigError(f"{type(env.unwrapped).__name__} is not an ovd_gym.envs.base.ToolEnv")
-    return env.unwrapped
 
 
 def _held_out(config: TrainConfig) -> tuple[World | None, Sequence[Task]]:

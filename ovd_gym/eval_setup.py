@@ -25,7 +25,7 @@ from pydantic import JsonValue, ValidationError, model_validator
 
 from ovd_gym.agents.base import Agent
 from ovd_gym.agents.scripted import ScriptedAgent
-from ovd_gym.build import load_player, make_envs, merge_options, tool_env
+from ovd_gym.build import load_player, make_envs, merge_options
 from ovd_gym.config import EnvConfig, StudentConfig, TrainConfig, load_config, parse_spec
 from ovd_gym.envs.math_qa.tasks import BENCHMARKS as MATH
 from ovd_gym.envs.web_search.datasets import BENCHMARKS as SEARCH
@@ -37,6 +37,7 @@ from ovd_gym.plugins import check_options, find_function
 from ovd_gym.provenance import tasks_hash, text_hash, versions
 from ovd_gym.records import Message, Record, Task, first_problem
 from ovd_gym.rollout import Env
+from ovd_gym.worlds import tool_env
 
 __all__ = ["Contest", "Entrant", "Plan", "Settings", "contests", "entrant", "open_contest", "training_of"]
 

@@ -24,12 +24,12 @@ from pathlib import Path
 
 from ovd_gym.agents.base import Agent
 from ovd_gym.agents.scripted import ScriptedAgent
-from ovd_gym.build import tool_env
 from ovd_gym.errors import ConfigError, DataError
 from ovd_gym.eval_setup import Plan, Settings
 from ovd_gym.llm.choice import Usage
 from ovd_gym.records import Record, Task, Text, Trajectory, load_appended, save_jsonl
 from ovd_gym.rollout import Env, rollout, turns_of
+from ovd_gym.worlds import tool_env
 
 __all__ = ["Episode", "EvalBatch", "EvalFolder", "differences", "evaluate_tasks", "load_settings"]
 

@@ -24,7 +24,7 @@ LAYERS = (
     {"experience", "eval_setup", "pipeline", "scale"},
     {"build", "evaluate", "explain", "bridges"},
     {"demonstration", "players", "sampler", "rollout", "values"}
-    | {"learner", "accumulation", "ranks", "recorder", "wrappers", "registry", "report", "progress"},
+    | {"learner", "accumulation", "ranks", "recorder", "wrappers", "registry", "report", "progress", "worlds"},
     {"episode", "batch", "sharing", "forward", "losses", "value_head", "credit", "selection", "health", "config"},
     {"calls", "schedule", "placement"},
     {"llm", "actions", "sanitize", "statistics", "arithmetic", "usage"},
@@ -48,6 +48,7 @@ PLUGIN_USERS = {"", "__main__", "cli", "cli_search", "training", "build", "evalu
     "episode",
     "demonstration",
     "wrappers",
+    "worlds",
     "registry",
     "bridges",
 }

@@ -22,6 +22,7 @@ from ovd_gym.envs.base import ToolEnv
 from ovd_gym.errors import ConfigError, InfrastructureError
 from ovd_gym.records import ToolCall
 from ovd_gym.teachers.base import Teacher
+from ovd_gym.worlds import family, tool_env
 from ovd_gym.wrappers import TeacherScores
 
 __all__ = ["Environments", "environments"]
@@ -39,13 +40,17 @@ class Environments:
     def __init__(
         self, env: str, options: Mapping[str, Any], teacher: Teacher | str | None, lam: float, w: float
     ) -> None:
-        first = _make(env, options)
-        shared = {k: v for k, v in options.items() if k not in ("tasks", "task_options")} | first.shared_options()
+        if "action_format" in options:
+            raise ConfigError(
+                "action_format has no effect here: calls come in the model's own chat template; remove it"
+            )
+        made, more = family(env, options)
+        first = tool_env(made)
         self.tasks = first.tasks
         methods = {spec.name: _method(first, spec.name) for spec in first.tools}
 
         def init(episode: _Episode) -> None:
-            made = _make(env, shared)
+            made = tool_env(more())
             episode.world = made
             episode.env = made if teacher is None else TeacherScores(made, teacher, lam=lam, w=w)
 
@@ -117,18 +122,6 @@ class _Episode:
         self._reward += float(reward)
         self._over = terminated or truncated
         return observation
-
-
-def _make(env: str, options: Mapping[str, Any]) -> ToolEnv:
-    if "action_format" in options:
-        raise ConfigError("action_format has no effect here: calls come in the model's own chat template; remove it")
-    try:
-        made = gym.make(env, disable_env_checker=True, **options).unwrapped
-    except (gym.error.Error, TypeError) as error:
-        raise ConfigError(f"environment {env!r} cannot be made: {' '.join(str(error).split())}") from None
-    if not isinstance(made, ToolEnv):
-        raise ConfigError(f"{type(made).__name__} is not an ovd_gym.envs.base.ToolEnv")
-    return made
 
 
 def _method(world: ToolEnv, name: str) -> Callable[..., str]:
