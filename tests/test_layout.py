@@ -28,7 +28,7 @@ LAYERS = (
     {"episode", "batch", "sharing", "forward", "losses", "value_head", "credit", "selection", "health", "config"},
     {"calls", "schedule", "placement"},
     {"llm", "actions", "sanitize", "statistics", "arithmetic", "usage"},
-    {"plugins", "provenance", "trackers"},
+    {"plugins", "provenance", "trackers", "serving"},
     {"records", "errors"},
 )
 PLUGIN_USERS = {"", "__main__", "cli", "cli_search", "training", "build", "evaluate", "explain"} | {
@@ -55,7 +55,7 @@ PLUGIN_USERS = {"", "__main__", "cli", "cli_search", "training", "build", "evalu
 """The core modules ("" is the package itself) that may import from the plug-ins; all others are handed objects."""
 
 PLUGIN_IMPORTS = {
-    "envs": {"records", "errors", "plugins", "actions", "sanitize", "arithmetic"},
+    "envs": {"records", "errors", "plugins", "serving", "actions", "sanitize", "arithmetic"},
     "agents": {"records", "errors", "actions", "sanitize", "config", "llm"},
     "teachers": {"records", "errors", "plugins", "actions", "sanitize", "arithmetic", "statistics", "llm"},
 }

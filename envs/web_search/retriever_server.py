@@ -5,10 +5,7 @@ for the protocol. Beside ``POST /retrieve`` there is ``GET /health``.
 from __future__ import annotations
 
 import contextlib
-import signal
-import socket
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from ovd_gym.envs.web_search.index_sources import join_contents
 from ovd_gym.envs.web_search.services import Answer, optional
 from ovd_gym.errors import ConfigError, ToolError
 from ovd_gym.records import Text
+from ovd_gym.serving import serve_app
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -111,17 +109,10 @@ def serve(
     Raises:
         ConfigError: the address cannot be used.
     """
-    uvicorn = optional("uvicorn")
+    optional("uvicorn")
     app = make_app(backend, limits)
-    config = uvicorn.Config(app, log_level="warning", ws="none", lifespan="on", timeout_graceful_shutdown=10)
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error}") from error
-    # uvicorn stops on both signals and then raises them again: here both mean a normal end.
-    with listener, contextlib.closing(backend), contextlib.suppress(KeyboardInterrupt), _sigterm_like_sigint():
-        on_ready(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
-        uvicorn.Server(config).run(sockets=[listener])
+    with contextlib.closing(backend):
+        serve_app(app, host, port, on_ready=on_ready, ws="none")
 
 
 def _asker(backend: SearchBackend, topk: int, with_scores: bool) -> Callable[[int, str], JsonValue]:
@@ -201,15 +192,3 @@ class _BodyLimit:
 
         detail = f"the body is too large: at most {self._max_bytes} bytes allowed"
         await JSONResponse({"detail": detail}, 413, {"Connection": "close"})(scope, receive, send)
-
-
-@contextlib.contextmanager
-def _sigterm_like_sigint() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
