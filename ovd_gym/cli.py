@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 import ovd_gym
-from ovd_gym import cli_eval, cli_fit, cli_new, cli_report, cli_search, cli_teachers
+from ovd_gym import cli_eval, cli_fit, cli_new, cli_report, cli_search, cli_serve, cli_teachers
 from ovd_gym.errors import ConfigError, OvdGymError
 
 __all__ = ["app", "main"]
@@ -34,6 +34,7 @@ app.add_typer(cli_fit.app)
 app.add_typer(cli_report.app)
 app.add_typer(cli_eval.app)
 app.add_typer(cli_new.app)
+app.add_typer(cli_serve.app)
 
 
 @app.callback(invoke_without_command=True)

@@ -19,7 +19,7 @@ PLUGINS = ("envs", "agents", "teachers")
 
 LAYERS = (
     # Top to bottom: a module imports from its own layer and from those below it, never from above.
-    {"__main__", "cli", "cli_search", "cli_teachers", "cli_fit", "cli_report", "cli_eval", "cli_new"},
+    {"__main__", "cli", "cli_search", "cli_teachers", "cli_fit", "cli_report", "cli_eval", "cli_new", "cli_serve"},
     {"training", "critique", "findings", "fitting", "evals", "eval_results", "scaffold"},
     {"experience", "eval_setup", "pipeline", "scale"},
     {"build", "evaluate", "explain", "bridges"},
