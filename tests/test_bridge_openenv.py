@@ -202,12 +202,13 @@ gym.register("Drill-v0", lambda **options: Drill(**{{"tasks": tasks, **options}}
 
 CLIENT = """
 import json, sys, time, urllib.request
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 url, frames = sys.argv[1], []
 
-def dial():
-    return connect(url.replace("http", "ws") + "/ws")
+def dial(**options):
+    return connect(url.replace("http", "ws") + "/ws", **options)
 
 def ask(socket, kind, **data):
     socket.send(json.dumps({"type": kind} | ({"data": data} if kind != "state" else {})))
@@ -218,6 +219,10 @@ def call(name, text):
     return "<tool_call>" + json.dumps({"name": name, "arguments": {"text": text}}) + "</tool_call>"
 
 told = {}
+try:
+    dial(origin="http://a.page")
+except InvalidStatus as refused:
+    told["page"] = refused.response.status_code
 with dial() as one, dial() as two:
     told["reset"] = ask(one, "reset", task_index=1, episode_id="mine")["data"]
     told["echo"] = ask(one, "step", text=call("echo", "hi"))["data"]
@@ -316,6 +321,7 @@ def test_sessions_over_a_socket(python: Path, folder: Path) -> None:
         done = run(python, folder, "client.py", url)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
+    assert told["page"] == 403
     assert told["reset"]["observation"]["text"] == "1?"
     assert told["echo"] == {
         "observation": {"text": "hi", "status": "running", "reason": "", "messages": []},

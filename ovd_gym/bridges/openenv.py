@@ -111,17 +111,24 @@ def make_app(stock: Stock) -> FastAPI:
     server = HTTPEnvServer(partial(TextEnvironment, stock), TextAction, TextObservation, concurrency_config=concurrency)
     app = FastAPI(title="ovd-gym environment", version=ovd_gym.__version__)
     server.register_routes(app, "production")
-    app.add_middleware(_Goodbye)
+    app.add_middleware(_Sockets)
     return app
 
 
-class _Goodbye:
-    """OpenEnv closes connections that their clients have closed, and Starlette raises at that."""
+class _Sockets:
+    """Connections of programs alone: a browser says which page opens one, and any page could open one to this machine.
+
+    OpenEnv closes connections that their clients have closed, and Starlette raises at that; it stays in here.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and any(name == b"origin" for name, _ in scope["headers"]):
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: HTTP 403
+            return
         with contextlib.suppress(WebSocketDisconnect):
             await self._app(scope, receive, send)
 
