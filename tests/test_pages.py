@@ -274,7 +274,7 @@ GIVEN: dict[str, Any] = {"student": lambda messages: "answer: 1"}
 """What a page says that its reader has."""
 
 
-ABSENT = {"ovd_gym.bridges.verifiers": "verifiers"}
+ABSENT = {"ovd_gym.bridges.verifiers": "verifiers", "ovd_gym.bridges.verl": "verl"}
 """Modules that need a package which cannot be installed beside the others: without it their names are looked up."""
 
 
@@ -283,14 +283,16 @@ def names_exist(block: Block, module: str) -> None:
     code, tree = ast.parse(block.text), ast.parse(read(f"{module.replace('.', '/')}.py"))
     defined = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     (imported,) = (node for node in ast.walk(code) if isinstance(node, ast.ImportFrom) and node.module == module)
-    assert {alias.name for alias in imported.names} <= set(defined), block.where
-    for call in (node for node in ast.walk(code) if isinstance(node, ast.Call)):
+    names = {alias.name for alias in imported.names}
+    assert names <= set(defined), block.where
+    for call in (node for node in ast.walk(code) if isinstance(node, ast.Call) and ast.unparse(node.func) in names):
         function = defined[ast.unparse(call.func)]
         assert isinstance(function, ast.FunctionDef), block.where
         known = {argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)}
         options = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
         make_env(ast.literal_eval(call.args[0]), {key: options[key] for key in options if key not in known})
-        make_teacher(options["teacher"])
+        if "teacher" in options:
+            make_teacher(options["teacher"])
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in blocks("python")}))
@@ -336,6 +338,13 @@ def variants(block: Block) -> Iterator[dict[str, Any]]:
 def test_configurations_load(block: Block, stand_in: Path) -> None:
     for tree in variants(block):
         tree = json.loads(re.sub("|".join(STAND_INS), str(stand_in), json.dumps(tree)))
+        if isinstance(tree, list):  # agent loops of verl
+            for loop in tree:
+                module, _, name = loop["_target_"].rpartition(".")
+                assert f"class {name}(" in read(f"{module.replace('.', '/')}.py"), block.where
+                make_env(loop["env"], loop["options"])
+                make_teacher(loop["teacher"])
+            continue
         if not set(tree) & set(SECTIONS):  # options of the search environment
             with_port_of_its_own(tree)
             SearchEnv(task_options={"count": 3, "size": 60}, **tree).close()
