@@ -9,7 +9,7 @@ from typing import Protocol
 from ovd_gym.llm.base import TRAINING, Completion, Decoding
 from ovd_gym.records import Message
 
-__all__ = ["Agent", "Conversation", "Turn"]
+__all__ = ["Agent", "Conversation", "Lost", "Turn"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,13 @@ class Turn:
     completion: Completion
 
 
+@dataclass(frozen=True)
+class Lost:
+    """A turn that could not be had, for a reason outside the agent's power: its episode fails, without a reward."""
+
+    reason: str
+
+
 class Conversation(Protocol):
     """Conversations, one row per episode, each at its own pace. Used by one thread."""
 
@@ -30,7 +37,7 @@ class Conversation(Protocol):
     def reply(self, observations: Mapping[int, str]) -> None:
         """What these rows, whose turns have ended, are told; the agent is to speak again."""
 
-    def advance(self) -> dict[int, Turn]:
+    def advance(self) -> Mapping[int, Turn | Lost]:
         """Work a little; the turns that ended, maybe none. See :meth:`~ovd_gym.llm.base.Session.advance`."""
 
     def end(self, rows: Iterable[int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ovd_gym.agents.base import Agent, Conversation, Turn
+from ovd_gym.agents.base import Agent, Conversation, Lost, Turn
 from ovd_gym.agents.chat import Chat
 from ovd_gym.llm.base import TRAINING, Completion, Decoding
 from ovd_gym.records import Message
@@ -49,8 +49,11 @@ class _Conversation:
         self._fed |= {row: self._chat.observation(text, self._last[row]) for row, text in observations.items()}
         self._told.reply(observations)
 
-    def advance(self) -> dict[int, Turn]:
-        return {row: self._turn(row, turn.completion) for row, turn in self._told.advance().items()}
+    def advance(self) -> dict[int, Turn | Lost]:
+        return {
+            row: turn if isinstance(turn, Lost) else self._turn(row, turn.completion)
+            for row, turn in self._told.advance().items()
+        }
 
     def end(self, rows: Iterable[int]) -> None:
         for row in (rows := list(rows)):

@@ -13,7 +13,7 @@ from ovd_gym.records import Message
 if TYPE_CHECKING:
     from ovd_gym.agents.chat import Chat
 
-__all__ = ["Policy", "ScriptedAgent"]
+__all__ = ["ByteChat", "Policy", "ScriptedAgent"]
 
 Policy = Callable[[Sequence[Message]], str]
 """From the conversation so far to the next turn's text."""
@@ -38,11 +38,11 @@ class ScriptedAgent:
 
     def open(self, seeds: Sequence[int], stop: Sequence[str], decoding: Decoding = TRAINING) -> Conversation:
         """See :class:`~ovd_gym.agents.base.Agent`; seeds and decoding change nothing here."""
-        return _Conversation(self.policy, self.chat or _Bytes(), tuple(stop))
+        return _Conversation(self.policy, self.chat or ByteChat(), tuple(stop))
 
 
 class _Conversation:
-    def __init__(self, policy: Policy, chat: Chat | _Bytes, stop: tuple[str, ...]) -> None:
+    def __init__(self, policy: Policy, chat: Chat | ByteChat, stop: tuple[str, ...]) -> None:
         self._policy = policy
         self._chat = chat
         self._stop = stop
@@ -80,16 +80,21 @@ class _Conversation:
         return Turn(tuple(fed), self._last[row])
 
 
-class _Bytes:
+class ByteChat:
     """A layout without a tokenizer: UTF-8 bytes, one message a line."""
 
     def prompt(self, messages: Sequence[Message], stop: Sequence[str]) -> list[int]:
+        """Ids of a conversation."""
         return list("".join(f"{message.content}\n" for message in messages).encode())
 
     def observation(self, text: str, after: Completion) -> list[int]:
+        """Ids of what a turn is told."""
         return list(f"{text}\n".encode())
 
     def spoken(self, text: str, stop: Sequence[str]) -> Completion:
+        """A turn that says ``text``; to say nothing is a turn as well."""
+        if not text:
+            return Completion((0,), (0.0,), "", (0,), "eos")
         data = text.encode()
         # A character is there once the byte after it begins another one.
         offsets = accumulate(int(byte & 0xC0 != 0x80) for byte in (data + b"\0")[1:])

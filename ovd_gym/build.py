@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ovd_gym.agents.base import Agent
 from ovd_gym.agents.chat import Chat
 from ovd_gym.agents.retold import Retold
-from ovd_gym.agents.scripted import Policy, ScriptedAgent
+from ovd_gym.agents.scripted import ScriptedAgent
 from ovd_gym.agents.student import Student, make_chat
 from ovd_gym.config import DemonstratorConfig, EnvConfig, StudentConfig, TrainConfig
 from ovd_gym.errors import ConfigError
@@ -246,7 +246,8 @@ def _world(config: EnvConfig, options: Mapping[str, Any] | None = None) -> World
 def _demonstrator(config: TrainConfig, given: DemonstratorConfig, tasks: Sequence[Task], chat: Chat) -> Agent:
     """The demonstrator; it speaks in the student's tokens."""
     if given.model is None:
-        return ScriptedAgent(_policy(given, tasks), chat)
+        made = _made_for(given, tasks)
+        return Retold(made, chat) if callable(getattr(made, "open", None)) else ScriptedAgent(made, chat)
     teller = StudentConfig(
         model=given.model,
         max_turn_tokens=given.max_turn_tokens,
@@ -268,15 +269,14 @@ def load_distiller(config: TrainConfig) -> Decoder:
     return Decoder(model.requires_grad_(False))
 
 
-def _policy(config: DemonstratorConfig, tasks: Sequence[Task]) -> Policy:
-    """The demonstrator's policy for ``tasks``."""
+def _made_for(config: DemonstratorConfig, tasks: Sequence[Task]) -> Any:
+    """The demonstrator's policy for ``tasks``, or an agent."""
     factory = find_function("demonstrator.policy", config.policy or "")
     check_options(f"demonstrator.policy {config.policy!r}", partial(factory, tasks), config.options)
     try:
-        policy: Policy = factory(tasks, **config.options)
+        return factory(tasks, **config.options)
     except ValueError as error:
         raise ConfigError(f"demonstrator.policy {config.policy!r}: {error}") from None
-    return policy
 
 
 def _held_out(config: TrainConfig) -> tuple[World | None, Sequence[Task]]:

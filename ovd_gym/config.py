@@ -132,7 +132,8 @@ class DemonstratorConfig(Record):
     """Who shows how it is done (arms ``ovd``, ``ovd-prefix`` and ``imitation``): a function, or a model."""
 
     policy: str | None = None
-    """``package.module:function``, called as ``function(tasks, **options)``; returns a policy for a ScriptedAgent."""
+    """``package.module:function``, called as ``function(tasks, **options)``; returns a policy for a ScriptedAgent, or
+    an agent, such as a model behind a server (``ovd_gym.agents.served:served``)."""
     options: dict[str, JsonValue] = {}
     model: str | None = None
     """A stronger model, named like ``student.model``; it speaks in its own template, and its words are written in the

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
-from ovd_gym.agents.base import Agent, Conversation
+from ovd_gym.agents.base import Agent, Conversation, Lost
 from ovd_gym.calls import Calls, occupied
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.episode import Env, Episode, Prefix, episode_seed, step_spans, turns_of
@@ -162,6 +162,10 @@ class _Rollout:
             return
         for row, turn in sorted(self._conversation.advance().items()):
             del self._speaking[row]
+            if isinstance(turn, Lost):
+                self._episodes[row].fail(turn.reason)
+                self._end(row)
+                continue
             self._tokens += len(turn.completion.ids)
             if self._episodes[row].say(turn):
                 self._call(row, self._episodes[row].act)

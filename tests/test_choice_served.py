@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from ovd_gym.errors import ConfigError
-from ovd_gym.llm import choice_served, reliability
+from ovd_gym.llm import reliability, served_chat
 from ovd_gym.llm.choice import ChoiceModel, Prompt, Reading, make_choice_model
 from ovd_gym.llm.choice_served import ServedChoices
 from ovd_gym.llm.reliability import Breaker, Failure
@@ -408,8 +408,8 @@ def test_the_server_says_how_long_to_wait(server: ChatServer) -> None:
 
 def test_retry_after_is_seconds_or_a_date() -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert choice_served._seconds(date) == pytest.approx(60, abs=2)
-    assert [choice_served._seconds(text) for text in ("7", "", "soon", "-3", "²")] == [7, 0, 0, 0, 0]
+    assert served_chat._seconds(date) == pytest.approx(60, abs=2)
+    assert [served_chat._seconds(text) for text in ("7", "", "soon", "-3", "²")] == [7, 0, 0, 0, 0]
 
 
 def test_the_breaker_opens_and_recovers(server: ChatServer) -> None:
@@ -563,7 +563,7 @@ def test_the_name_tells_what_scores_depend_on_and_no_secret(server: ChatServer) 
     assert drawn.name.startswith(plain.name[:-1] + ", samples 3, extra ")
     assert served(server, min_mass=0.2).name.endswith(", logprobs, continues, min_mass 0.2)")
     for model in (plain, drawn):
-        assert KEY not in f"{model!r} {model._key!r} {model._options!r} {model.name}"
+        assert KEY not in f"{model!r} {model._chat!r} {model._chat._key!r} {model._options!r} {model.name}"
 
 
 def test_the_key_is_sent_and_shown_nowhere(

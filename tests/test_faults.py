@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ovd_gym.agents.base import Conversation, Turn
+from ovd_gym.agents.base import Conversation, Lost, Turn
 from ovd_gym.agents.scripted import ScriptedAgent
 from ovd_gym.agents.student import Student, make_chat
 from ovd_gym.calls import Calls, occupied
@@ -134,7 +134,7 @@ class Silent:
         conversation = ScriptedAgent(adding).open(*args)
         advance, end = conversation.advance, conversation.end
 
-        def without_the_first() -> dict[int, Turn]:
+        def without_the_first() -> dict[int, Turn | Lost]:
             time.sleep(0.01)
             return {row: turn for row, turn in advance().items() if row != 0}
 

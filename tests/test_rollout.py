@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ovd_gym.agents.base import Conversation, Turn
+from ovd_gym.agents.base import Conversation, Lost, Turn
 from ovd_gym.agents.chat import TemplateChat
 from ovd_gym.agents.scripted import ScriptedAgent
 from ovd_gym.agents.student import Student, make_chat
@@ -46,9 +46,10 @@ class Tapped:
         conversation: Conversation = self.agent.open(*args, **kwargs)
         advance = conversation.advance
 
-        def noted() -> dict[int, Turn]:
+        def noted() -> Mapping[int, Turn | Lost]:
             turns = advance()
             for row, turn in turns.items():
+                assert isinstance(turn, Turn)
                 self.turns.setdefault(row, []).append(turn)
             return turns
 
@@ -60,7 +61,7 @@ def heard(conversation: Conversation, rows: int) -> dict[int, Turn]:
     """The turns of ``rows`` rows, once they have all ended."""
     turns: dict[int, Turn] = {}
     while len(turns) < rows:
-        turns |= conversation.advance()
+        turns |= {row: turn for row, turn in conversation.advance().items() if isinstance(turn, Turn)}
     return turns
 
 

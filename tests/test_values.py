@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ovd_gym.agents.base import Turn
+from ovd_gym.agents.base import Lost, Turn
 from ovd_gym.agents.scripted import ScriptedAgent
 from ovd_gym.agents.student import Student, make_chat
 from ovd_gym.envs.base import ToolEnv
@@ -112,9 +112,9 @@ def test_a_student_draws_anew_and_repeatably(tiny: LlamaForCausalLM, tokenizer: 
             conversation = student.open(*args)
             advance = conversation.advance
 
-            def noted() -> dict[int, Turn]:
+            def noted() -> Mapping[int, Turn | Lost]:
                 turns = advance()
-                said.extend(turn.completion.text for turn in turns.values())
+                said.extend(turn.completion.text for turn in turns.values() if isinstance(turn, Turn))
                 return turns
 
             conversation.advance = noted  # type: ignore[method-assign]

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import time
-from collections.abc import Mapping, Sequence
-from email.utils import parsedate_to_datetime
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
-import anyio
-import httpx2
 import openai
 from anyio.from_thread import BlockingPortalProvider
-from pydantic import ValidationError
 
 from ovd_gym.errors import ConfigError
 from ovd_gym.llm.choice import ChoiceModel, Prompt, Reading, Usage
-from ovd_gym.llm.reliability import Account, Breaker, Failure, Patience
+from ovd_gym.llm.reliability import Failure
 from ovd_gym.llm.replies import Completion, read_distribution, read_text
+from ovd_gym.llm.served_chat import ServedChat
 from ovd_gym.llm.served_options import ServedOptions
-from ovd_gym.records import first_problem
 
 __all__ = ["ServedChoices"]
-
-_PASSING = {408, 409, 425, 429}
-"""Besides 5xx."""
-_TOO_LONG = ("context_length_exceeded", "maximum context length")
-_FILTERED = ("content_filter", "content_policy_violation")
-_NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached")
-_WANTS_COMPLETION_TOKENS = ("api.openai.com", ".openai.azure.com")
-"""Hosts whose newer models refuse ``max_tokens``, the name that all others know."""
 
 
 class ServedChoices(ChoiceModel):
@@ -67,17 +53,12 @@ class ServedChoices(ChoiceModel):
 
     def __init__(self, **options: Any) -> None:
         self._options = ServedOptions.checked(**options)
-        self._key = self._options.key()
+        self._chat = ServedChat(self._options)
         self.name = self._options.name
         self.reads_logits = self._options.reads_logits
         self.reserved = self._options.reserved
         self._seed: int | None = None
-        self._tls = httpx2.create_ssl_context()
         self._portal = BlockingPortalProvider()  # threads that read at the same time share one event loop
-        self._slots = anyio.CapacityLimiter(self._options.concurrency)
-        self._patience = Patience(self._options)
-        self._breaker = Breaker(self._options.breaker_failures, self._options.breaker_cooldown_s)
-        self._account = Account(self._options, self._options.prices)
 
     def seed(self, seed: int) -> None:
         """Send ``seed`` with requests that sample; servers promise no more than their best effort."""
@@ -85,7 +66,7 @@ class ServedChoices(ChoiceModel):
 
     def usage(self) -> Usage:
         """Requests, retries among them, and the tokens the server counted; those from its cache only in ``cost``."""
-        return self._account.usage
+        return self._chat.usage()
 
     def check(self, prefill: str, choices: Sequence[str]) -> None:
         """Raise ConfigError for choices that are empty or alike, or that log-probabilities cannot tell apart."""
@@ -118,35 +99,17 @@ class ServedChoices(ChoiceModel):
             return portal.call(self._read_all, prompts, tuple(choices))
 
     async def _read_all(self, prompts: Sequence[Prompt], choices: tuple[str, ...]) -> list[Reading]:
-        async with self._client() as client:
+        async with self._chat.client() as client:
             return await asyncio.gather(*(self._read_one(client, prompt, choices) for prompt in prompts))
 
     async def _read_one(self, client: openai.AsyncOpenAI, prompt: Prompt, choices: tuple[str, ...]) -> Reading:
         if not self.fits(prompt):
             limit = self._options.max_prompt_chars
             return Reading.missing("over_budget", f"the prompt has more than max_prompt_chars = {limit} characters")
-        attempt = partial(self._attempt, client, self._body(prompt, choices))
-        async with self._slots:
-            outcome: Completion | Failure | None = self._account.refusal() or self._breaker.refusal()
-            if outcome is None:
-                outcome = await self._patience.call(attempt)
-                self._breaker.note(outcome)
+        outcome = await self._chat.ask(client, self._body(prompt, choices))
         if isinstance(outcome, Failure):
-            reading = Reading.missing(outcome.status, outcome.why)
-        else:
-            reading = self._reading(outcome, prompt, choices)
-        return reading
-
-    # One request ----------------------------------------------------------------------------------------
-
-    def _client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(
-            api_key=self._key.get_secret_value() if self._key else "none",
-            base_url=str(self._options.base_url),
-            timeout=httpx2.Timeout(self._options.timeout_s, connect=min(10.0, self._options.timeout_s)),
-            max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(verify=self._tls),
-        )
+            return Reading.missing(outcome.status, outcome.why)
+        return self._reading(outcome, prompt, choices)
 
     def _body(self, prompt: Prompt, choices: tuple[str, ...]) -> dict[str, Any]:
         """The request. See https://docs.vllm.ai/en/stable/serving/openai_compatible_server for the extra fields."""
@@ -161,9 +124,8 @@ class ServedChoices(ChoiceModel):
             allowed = [line.removeprefix(start) for line in allowed]
         if options.mode == "structured":
             extra["structured_outputs"] = {"choice": allowed}
-        field = "max_completion_tokens" if options.host.endswith(_WANTS_COMPLETION_TOKENS) else "max_tokens"
         body: dict[str, Any] = {"model": options.model, "messages": messages, "temperature": options.drawn_at}
-        body |= {field: self._longest(prompt), "extra_body": extra}
+        body |= {**self._chat.longest(self._longest(prompt)), "extra_body": extra}
         if options.reads_logits:
             body |= {"logprobs": True, "top_logprobs": options.top_logprobs}
         elif self._continued(prompt):
@@ -183,51 +145,6 @@ class ServedChoices(ChoiceModel):
             return 2  # a blank, and the token that is read
         return self._options.max_tokens or (512 if prompt.explained else 32)
 
-    async def _attempt(self, client: openai.AsyncOpenAI, body: Mapping[str, Any]) -> Completion | Failure:
-        self._account.request()
-        # The client would send what it finds in the environment to any server.
-        absent = ["OpenAI-Organization", "OpenAI-Project", *([] if self._key else ["Authorization"])]
-        try:
-            raw = await client.chat.completions.with_raw_response.create(
-                **body, extra_headers={name: openai.Omit() for name in absent}
-            )
-            completion = Completion.model_validate_json(self._hidden(raw.http_response.content))
-        except ValidationError as error:
-            return Failure("malformed", f"no chat completion: {first_problem(error)}", again=True, outage=True)
-        except openai.APITimeoutError:
-            return Failure("timeout", "the server did not answer in time", again=True, outage=True)
-        except openai.APIConnectionError as error:
-            cause = type(error.__cause__ or error).__name__
-            return Failure("error", f"no connection to {self._options.host}: {cause}", again=True, outage=True)
-        except openai.APIStatusError as error:
-            return self._refused(error)
-        except Exception as error:  # noqa: BLE001  (one strange answer must not cost the other views)
-            return Failure("error", f"the client failed: {type(error).__name__}", outage=True)
-        if (used := completion.usage) is not None:
-            self._account.tokens(used.prompt_tokens, used.cached, used.completion_tokens)
-        elif self._account.limited:
-            return Failure("error", "the server does not say what it used: no budget can be kept with it", outage=True)
-        return completion
-
-    def _refused(self, error: openai.APIStatusError) -> Failure:
-        """What an HTTP error means. The server's words are quoted, but not where they may be about the key."""
-        code, told = (self._hidden(part.encode("utf-8", "replace")).decode() for part in _told(error.body))
-        told = told[:200]
-        status = error.status_code
-        why = f"HTTP {status}" + (f": {told}" if told else "")
-        if status in (401, 403):
-            key = f"the key in {self._options.api_key_env}" if self._key else "a request without a key"
-            return Failure("error", f"HTTP {status}: the server does not accept {key}", outage=True)
-        if status == 402 or code in _NO_MONEY:
-            return Failure("over_budget", why, outage=True)
-        if any(mark in code or mark in told for mark in _TOO_LONG):
-            return Failure("over_budget", why)
-        if code in _FILTERED:
-            return Failure("refused", why)
-        again = status in _PASSING or status >= 500
-        after_s = _seconds(error.response.headers.get("retry-after", "")) if again else 0.0
-        return Failure("error", why, again=again, outage=again or status == 404, after_s=after_s)
-
     # One reading ----------------------------------------------------------------------------------------
 
     def _reading(self, completion: Completion, prompt: Prompt, choices: tuple[str, ...]) -> Reading:
@@ -240,31 +157,7 @@ class ServedChoices(ChoiceModel):
             return read_distribution(replies[0], prompt, choices, continued=continued, min_mass=min_mass)
         return read_text(replies, prompt, choices, continued=continued, min_share=options.min_mass)
 
-    def _hidden(self, content: bytes) -> bytes:
-        """What a server sent, without the key that it might repeat; to be called before anything is cut off."""
-        key = self._key.get_secret_value() if self._key else ""
-        for form in {key, key.replace("/", "\\/")} - {""}:  # JSON may escape a slash
-            content = content.replace(form.encode(), b"[key]")
-        return content
-
 
 def _start(prompt: Prompt, choices: Sequence[str]) -> str:
     """What a reply begins with. Tokenizers draw the blank to a word that follows, but not to a digit."""
     return prompt.prefill.rstrip() if any(choice[0].isalpha() for choice in choices) else prompt.prefill
-
-
-def _told(body: object) -> tuple[str, str]:
-    """(code, message) of an error as servers send it, each in one line; empty where there is none."""
-    fields = body if isinstance(body, Mapping) else {}
-    code, message = (fields.get(name) for name in ("code", "message"))
-    return str(code or ""), " ".join(message.split()) if isinstance(message, str) else ""
-
-
-def _seconds(retry_after: str) -> float:
-    """How long a ``Retry-After`` header (RFC 9110, 10.2.3) asks to wait; 0 when it says nothing."""
-    if retry_after.strip().isdecimal():
-        return float(retry_after)
-    try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0

@@ -70,6 +70,8 @@ class Failure:
     """Whether every other request would fail like this one."""
     after_s: float = 0.0
     """How long the server asked to wait."""
+    too_long: bool = False
+    """Whether the prompt left the model no room."""
 
 
 class Patience:

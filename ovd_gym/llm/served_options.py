@@ -1,4 +1,4 @@
-"""How a served model is asked: every option of :class:`~ovd_gym.llm.choice_served.ServedChoices`, checked."""
+"""How a served model is asked: every option of an agent's or a teacher's model behind a server, checked."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ovd_gym.llm.endpoint import Endpoint
 from ovd_gym.llm.reliability import Limits, Prices
 from ovd_gym.records import Probability, first_problem
 
-__all__ = ["ServedOptions"]
+__all__ = ["ChatOptions", "ServedOptions"]
 
 _OURS = {
-    "model", "messages", "n", "temperature", "seed", "stop", "stream", "max_tokens", "max_completion_tokens",
+    "model", "messages", "n", "temperature", "top_p", "seed", "stop", "stream", "max_tokens", "max_completion_tokens",
     "logprobs", "top_logprobs", "structured_outputs", "continue_final_message", "add_generation_prompt",
 }  # fmt: skip
 """Fields of a request that have options of their own, or none."""
 _IN_NAME = ("continues", "top_logprobs", "min_mass", "samples", "temperature", "max_tokens", "max_prompt_chars")
 
 
-class ServedOptions(Endpoint, Limits):
-    """The options of a served model; those of :class:`~ovd_gym.llm.endpoint.Endpoint` and
+class ChatOptions(Endpoint, Limits):
+    """A chat model behind a server; the options of :class:`~ovd_gym.llm.endpoint.Endpoint` and
     :class:`~ovd_gym.llm.reliability.Limits` are among them.
 
     Raises:
@@ -34,6 +34,32 @@ class ServedOptions(Endpoint, Limits):
 
     model: Annotated[str, Field(min_length=1)]
     """As the server calls it."""
+    extra_body: dict[str, JsonValue] = {}
+    """Further fields of each request, such as ``{"chat_template_kwargs": {"enable_thinking": False}}``."""
+    prices: Prices | None = None
+    """For a million tokens."""
+
+    @classmethod
+    def checked(cls, **options: Any) -> Self:
+        """The options. Raises ConfigError, in one line and without the value, for one that cannot work."""
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            problem = first_problem(error)
+        raise ConfigError(f"engine 'openai': {problem}")
+
+    @model_validator(mode="after")
+    def _ours(self) -> Self:
+        if self.max_cost is not None and self.prices is None:
+            raise ConfigError("max_cost has no effect here: there are no prices")
+        if own := sorted(_OURS & self.extra_body.keys()):
+            raise ConfigError(f"extra_body must not set {', '.join(own)}: these are set by other options")
+        return self
+
+
+class ServedOptions(ChatOptions):
+    """The options of :class:`~ovd_gym.llm.choice_served.ServedChoices`. Raises like :class:`ChatOptions`."""
+
     mode: Literal["logprobs", "text", "structured"] = "logprobs"
     """How the choice is had; see :class:`~ovd_gym.llm.choice_served.ServedChoices`."""
     continues: bool = False
@@ -48,23 +74,10 @@ class ServedOptions(Endpoint, Limits):
     """Of the samples; None is 0 for one and 1 for several."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Longest reply; None is 512 where reasons are asked for and 32 elsewhere."""
-    extra_body: dict[str, JsonValue] = {}
-    """Further fields of each request, such as ``{"chat_template_kwargs": {"enable_thinking": False}}``."""
     reserved: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Literals that the model takes for control tokens, besides those that are always escaped."""
     max_prompt_chars: Annotated[int, Field(ge=1)] | None = None
     """Longest prompt; teachers cut tool results to keep to it. None sends every prompt."""
-    prices: Prices | None = None
-    """For a million tokens."""
-
-    @classmethod
-    def checked(cls, **options: Any) -> Self:
-        """The options. Raises ConfigError, in one line and without the value, for one that cannot work."""
-        try:
-            return cls(**options)
-        except ValidationError as error:
-            problem = first_problem(error)
-        raise ConfigError(f"engine 'openai': {problem}")
 
     @property
     def reads_logits(self) -> bool:
@@ -97,7 +110,6 @@ class ServedOptions(Endpoint, Limits):
             "top_logprobs": (not text, "mode 'text' reads words"),
             "min_mass": (self.mode == "logprobs" or self.samples > 1, "there is no mass"),
             "max_tokens": (not ends, "a reply that is continued ends with its verdict"),
-            "max_cost": (self.prices is not None, "there are no prices"),
         }
         for name, (effective, why) in rules.items():
             if name in self.model_fields_set and getattr(self, name) is not None and not effective:
@@ -106,6 +118,4 @@ class ServedOptions(Endpoint, Limits):
             raise ConfigError("mode 'logprobs' with top_logprobs 0 reads nothing: list at least as many as choices")
         if self.samples > 1 and self.drawn_at == 0:
             raise ConfigError(f"{self.samples} samples at temperature 0 are all the same: raise the temperature")
-        if own := sorted(_OURS & self.extra_body.keys()):
-            raise ConfigError(f"extra_body must not set {', '.join(own)}: these are set by other options")
         return self
