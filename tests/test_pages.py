@@ -66,7 +66,7 @@ NOT_RUN = {
     "ovd-gym eval runs/a --data gsm8k --samples 8": "questions of the hub",
     "ovd-gym eval runs/demo --data gsm8k --data math500 --out evals/demo": "questions of the hub",
     "ovd-gym eval Qwen/Qwen2.5-1.5B-Instruct": "a model of the hub",
-    'ovd-gym eval "ovd_gym.agents.served:served': "a server, and questions of the hub",
+    "ovd-gym eval 'ovd_gym.agents.served:served": "a server, and questions of the hub",
     "ovd-gym train": "training: test_training.py, test_scale.py; from Python, it is run here",
 }
 """Beginnings of commands, and why they are not run."""
