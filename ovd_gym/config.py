@@ -279,7 +279,7 @@ class TrainConfig(Record):
     steps: Annotated[int, Field(ge=1)] = 100
     seed: Annotated[int, Field(ge=0)] = 0
     run_dir: str | None = None
-    """Where the run is written; must not exist yet. None: ``runs/<time>``."""
+    """Where the run is written; must not exist yet. None: ``runs/<time>-<four digits>``."""
     trackers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()
     """Where the figures go besides TensorBoard; each is set up in its own environment variables."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 10

@@ -10,6 +10,7 @@ and ``ovd-prefix``) stands ``score-reward``, which mixes the teacher's scores in
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,7 +98,7 @@ def train(
         if custom is not None:
             laid["teacher.name"], laid["teacher.options"] = f"{_OBJECT}{custom.name}", {}
         checked = load_config(tree or {}, laid)
-        path = Recorder.free(Path(checked.run_dir or time.strftime("runs/%Y%m%d-%H%M%S")))
+        path = Recorder.free(Path(checked.run_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"))
         parts = _parts(checked, custom)
         recorder = Recorder.create(path, checked, parts.voice.tokenizer)
     try:
