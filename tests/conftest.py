@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,29 @@ class Adder(ToolEnv):
 
 def adding_tasks(count: int) -> list[Task]:
     return [Task(id=str(i), question=f"{i} + {i + 1}", answers=(str(2 * i + 1),)) for i in range(count)]
+
+
+@pytest.fixture(scope="session")
+def interpreter_of() -> Callable[..., Path]:
+    """The Python of an environment for packages that do not go together with ours; it is made once, for all runs."""
+
+    def made(name: str, *told: Sequence[str]) -> Path:
+        """``told``: what pip is told to make it; where that fails, the test is skipped with pip's last line."""
+        cache = Path(os.environ.get("OVD_GYM_CACHE") or Path.home() / ".cache" / "ovd_gym")
+        folder = cache / "environments" / name
+        python, done = folder / "bin" / "python", folder / "complete"
+        if not done.is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            pip = [str(python), "-m", "pip", "--disable-pip-version-check", "-q"]
+            for command in ([sys.executable, "-m", "venv", str(folder)], *([*pip, *words] for words in told)):
+                ran = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+                if ran.returncode:
+                    last = (ran.stderr.strip() or ran.stdout.strip()).splitlines()[-1:]
+                    pytest.skip(f"no environment {name}: {' '.join(command[:5])} failed: {last}")
+            done.touch()
+        return python
+
+    return made
 
 
 @pytest.fixture(scope="session")

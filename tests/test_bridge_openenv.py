@@ -6,13 +6,11 @@ import inspect
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import threading
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -249,25 +247,11 @@ print(json.dumps(told))
 
 
 @pytest.fixture(scope="module")
-def python() -> Path:
+def python(interpreter_of: Callable[..., Path]) -> Path:
     """The interpreter of an environment with the core and the extra ``openenv``: no torch."""
-    cache = Path(os.environ.get("OVD_GYM_CACHE") or Path.home() / ".cache" / "ovd_gym")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (package,) = project["optional-dependencies"]["openenv"]
-    folder = cache / "environments" / "openenv-core-0.3"
-    interpreter, done = folder / "bin" / "python", folder / "complete"
-    if not done.is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        pip = [str(interpreter), "-m", "pip", "--disable-pip-version-check", "-q"]
-        for command in (
-            [sys.executable, "-m", "venv", str(folder)],
-            [*pip, "install", *project["dependencies"], package],
-        ):
-            made = subprocess.run(command, capture_output=True, text=True, timeout=600)
-            if made.returncode:
-                pytest.skip(f"no environment for {package}: {(made.stderr.strip() or made.stdout).splitlines()[-1:]}")
-        done.touch()
-    return interpreter
+    return interpreter_of("openenv-core-0.3", ["install", *project["dependencies"], package])
 
 
 @pytest.fixture

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
@@ -240,13 +238,13 @@ class Server(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def told(tmp_path_factory: pytest.TempPathFactory, interpreter_of: Callable[..., Path]) -> dict[str, Any]:
     """What verifiers recorded of an episode with each model."""
     folder = tmp_path_factory.mktemp("verifiers")
     (folder / "sky.py").write_text(TASKSET, encoding="utf-8")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    python = python_with_verifiers()
+    python = interpreter_of(PACKAGE.replace("==", "-"), ["install", PACKAGE, *NEEDED_HERE])
     done = subprocess.run(
         [str(python), "-c", PLAY, f"http://127.0.0.1:{server.server_port}/v1", *SCRIPTS],
         capture_output=True, text=True, timeout=300, cwd=folder,
@@ -257,23 +255,6 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-3000:]
     told: dict[str, Any] = json.loads(done.stdout.split("TOLD ")[1])
     return told
-
-
-def python_with_verifiers() -> Path:
-    """The interpreter of an environment with verifiers."""
-    cache = Path(os.environ.get("OVD_GYM_CACHE") or Path.home() / ".cache" / "ovd_gym")
-    folder = cache / "environments" / PACKAGE.replace("==", "-")
-    python, done = folder / "bin" / "python", folder / "complete"
-    if not done.is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "-q"]
-        for command in ([sys.executable, "-m", "venv", str(folder)], [*pip, "install", PACKAGE, *NEEDED_HERE]):
-            made = subprocess.run(command, capture_output=True, text=True, timeout=1200)
-            if made.returncode:
-                last = (made.stderr.strip() or made.stdout.strip()).splitlines()[-1:]
-                pytest.skip(f"no environment for {PACKAGE}: {' '.join(command[:5])} failed: {last}")
-        done.touch()
-    return python
 
 
 @pytest.mark.slow

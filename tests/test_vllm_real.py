@@ -8,13 +8,11 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,25 +127,13 @@ def attempt(steps: int) -> list[Prompt]:
 
 
 @pytest.fixture(scope="session")
-def vllm_python() -> Path:
+def vllm_python(interpreter_of: Callable[..., Path]) -> Path:
     """The interpreter of an environment with vLLM."""
-    cache = Path(os.environ.get("OVD_GYM_CACHE") or Path.home() / ".cache" / "ovd_gym")
-    folder = cache / "environments" / PACKAGE.replace("==", "-")
-    python, done = folder / "bin" / "python", folder / "complete"
-    if not done.is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "-q"]
-        for command in (
-            [sys.executable, "-m", "venv", str(folder)],
-            [*pip, "install", "--only-binary", ":all:", PACKAGE, *NEEDED_HERE],
-            [*pip, "uninstall", "-y", *BROKEN_BESIDE_IT],
-        ):
-            made = subprocess.run(command, capture_output=True, text=True, timeout=1200)
-            if made.returncode:
-                last = (made.stderr.strip() or made.stdout.strip()).splitlines()[-1:]
-                pytest.skip(f"no environment for {PACKAGE}: {' '.join(command[:5])} failed: {last}")
-        done.touch()
-    return python
+    return interpreter_of(
+        PACKAGE.replace("==", "-"),
+        ["install", "--only-binary", ":all:", PACKAGE, *NEEDED_HERE],
+        ["uninstall", "-y", *BROKEN_BESIDE_IT],
+    )
 
 
 @pytest.fixture(scope="session")
