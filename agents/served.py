@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import openai
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import BlockingPortalProvider
 from pydantic import Field
 
 from ovd_gym.agents.base import Conversation, Lost, Turn
@@ -29,6 +29,8 @@ _POLL_S = 0.1
 
 
 class _Options(ChatOptions):
+    own: ClassVar = ChatOptions.own | {"top_p"}
+
     max_turn_tokens: Annotated[int, Field(ge=1)] = 1024
     """Longest turn."""
 
@@ -57,6 +59,7 @@ class ServedAgent:
     def __init__(self, **options: Any) -> None:
         self._options = _Options.checked(**options)
         self._chat = ServedChat(self._options)
+        self._portal = BlockingPortalProvider()  # conversations of several threads share one event loop
 
     @property
     def usage(self) -> Usage:
@@ -72,7 +75,7 @@ class ServedAgent:
             **self._chat.longest(self._options.max_turn_tokens),
             "extra_body": dict(self._options.extra_body),
         }
-        return _Conversation(self._chat, body, list(seeds), tuple(stop))
+        return _Conversation(self._chat, self._portal, body, list(seeds), tuple(stop))
 
 
 def served(tasks: Sequence[Task], **options: Any) -> ServedAgent:
@@ -81,7 +84,14 @@ def served(tasks: Sequence[Task], **options: Any) -> ServedAgent:
 
 
 class _Conversation:
-    def __init__(self, chat: ServedChat, body: Mapping[str, Any], seeds: Sequence[int], stop: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        chat: ServedChat,
+        portal: BlockingPortalProvider,
+        body: Mapping[str, Any],
+        seeds: Sequence[int],
+        stop: tuple[str, ...],
+    ) -> None:
         self._chat = chat
         self._body = body
         self._seeds = seeds
@@ -92,7 +102,7 @@ class _Conversation:
         self._last: dict[int, Completion] = {}
         self._turns: dict[int, Future[Completion | Lost]] = {}
         self._open = ExitStack()
-        self._portal: BlockingPortal = self._open.enter_context(start_blocking_portal())
+        self._portal = self._open.enter_context(portal)
         self._client: openai.AsyncOpenAI = self._open.enter_context(
             self._portal.wrap_async_context_manager(chat.client())
         )

@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -155,12 +153,25 @@ def test_what_breaks_is_raised_and_a_prompt_is_never_cut(tokenizer: PreTrainedTo
     async def short(ids: list[int], sampling: dict[str, Any]) -> Output:
         return Output([1, 2], [-0.5])
 
+    async def none(ids: list[int], sampling: dict[str, Any]) -> Output:
+        return Output([1, 2], [])
+
+    known = Scripted(tokenizer, [f"forecast: Rome{END}", f"answer: 1{END}"])
+
+    async def once(ids: list[int], sampling: dict[str, Any]) -> Output:
+        output = await known(ids, sampling)
+        return output if len(known.asked) == 1 else Output(output.token_ids, None)
+
     with pytest.raises(InfrastructureError, match="under water"):
         play(Scripted(tokenizer, [f"forecast: Atlantis{END}"]), tokenizer)
     with pytest.raises(InfrastructureError, match="aborted"):
         play(aborted, tokenizer)
     with pytest.raises(InfrastructureError, match="1 log-probabilities came for 2 tokens"):
         play(short, tokenizer)
+    with pytest.raises(InfrastructureError, match="0 log-probabilities came for 2 tokens"):
+        play(none, tokenizer)
+    with pytest.raises(InfrastructureError, match="for some turns and not for others"):
+        play(once, tokenizer)
     with pytest.raises(ConfigError, match=r"raise rollout\.prompt_length"):
         play(Scripted(tokenizer, []), tokenizer, lengths=(20, 60))
 
@@ -269,11 +280,18 @@ asyncio.run(main())
 
 
 @pytest.mark.slow
-def test_verls_own_worker_plays_and_rewards(tiny_folder: Path, tmp_path: Path) -> None:
+def test_verls_own_worker_plays_and_rewards(
+    tiny_folder: Path, tmp_path: Path, interpreter_of: Callable[..., Path]
+) -> None:
+    python = interpreter_of(
+        PACKAGE.replace("==", "-"),
+        ["install", TORCH],  # alone and first, so that it is the build for this machine
+        ["install", TORCH, PACKAGE, "math-verify[antlr4_9_3]>=0.9,<0.10", *NEEDED_HERE],
+    )
     (tmp_path / "sky.py").write_text(SKY, encoding="utf-8")
     (tmp_path / "agents.yaml").write_text(AGENTS, encoding="utf-8")
     done = subprocess.run(
-        [str(python_with_verl()), "-W", "ignore", "-c", WORK, str(tmp_path), str(tiny_folder)],
+        [str(python), "-W", "ignore", "-c", WORK, str(tmp_path), str(tiny_folder)],
         capture_output=True, text=True, timeout=600, cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
     )  # fmt: skip
@@ -290,24 +308,3 @@ def test_verls_own_worker_plays_and_rewards(tiny_folder: Path, tmp_path: Path) -
     assert "gold" not in json.dumps([told["rows"], told["prompts"]])
     assert told["broke"] == "InfrastructureError: the station is under water"
     assert told["stranger"].startswith("ConfigError: extra_info names task 'other' (index 0), which is none of")
-
-
-def python_with_verl() -> Path:
-    """The interpreter of an environment with verl."""
-    cache = Path(os.environ.get("OVD_GYM_CACHE") or Path.home() / ".cache" / "ovd_gym")
-    folder = cache / "environments" / PACKAGE.replace("==", "-")
-    python, done = folder / "bin" / "python", folder / "complete"
-    if not done.is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "-q"]
-        for command in (
-            [sys.executable, "-m", "venv", str(folder)],
-            [*pip, "install", TORCH],  # alone and first, so that it is the build for this machine
-            [*pip, "install", TORCH, PACKAGE, "math-verify[antlr4_9_3]>=0.9,<0.10", *NEEDED_HERE],
-        ):
-            made = subprocess.run(command, capture_output=True, text=True, timeout=1200)
-            if made.returncode:
-                last = (made.stderr.strip() or made.stdout.strip()).splitlines()[-1:]
-                pytest.skip(f"no environment for {PACKAGE}: {' '.join(command[:5])} failed: {last}")
-        done.touch()
-    return python

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,28 @@ def test_a_server_that_hangs_is_left_at_the_end(serve: Any) -> None:
     hold.set()
     assert played.status == "failed"
     assert "no answer within 0.3 s" in played.reason or "did not answer in time" in played.reason
+
+
+def test_threads_share_the_limit_of_requests(serve: Any) -> None:
+    under_way: list[int] = []
+    most: list[int] = []
+
+    def slowly(asked: Mapping[str, Any]) -> Answer:
+        under_way.append(1)
+        most.append(len(under_way))
+        time.sleep(0.02)
+        under_way.pop()
+        return adds(asked)
+
+    agent = ServedAgent(model="m", base_url=serve(slowly).url, concurrency=2)
+
+    def play_all(_: int) -> list[float | None]:
+        envs = [Adding(TASKS, action_format="line", max_turns=4) for _ in range(3)]
+        return [t.reward for t in rollout(TASKS, envs, agent, decoding=GREEDY)]
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(play_all, range(3))) == [[1.0] * len(TASKS)] * 3
+    assert max(most) == 2
 
 
 def test_options_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,8 @@ class TokenEpisode:
         """Append the student's turn; ``told``: whether its log-probabilities are known."""
         if told and not self.turns:
             self.logprobs = []
+        if told != (self.logprobs is not None):
+            raise InfrastructureError("the server gave log-probabilities for some turns and not for others")
         self.turns += 1
         self._append(turn.ids, 1, turn.logprobs)
 
@@ -132,7 +134,7 @@ def _turn(output: Generated, tokenizer: PreTrainedTokenizerBase, limits: Samplin
     """The sampled tokens as a turn; those after its end, on servers that do not stop there, are left out."""
     if output.stop_reason == "aborted" or not output.token_ids:
         raise InfrastructureError(f"the server ended a turn after {len(output.token_ids)} tokens: {output.stop_reason}")
-    logprobs = output.log_probs or [0.0] * len(output.token_ids)
+    logprobs = [0.0] * len(output.token_ids) if output.log_probs is None else output.log_probs
     if len(logprobs) != len(output.token_ids):
         raise InfrastructureError(f"{len(logprobs)} log-probabilities came for {len(output.token_ids)} tokens")
     turn = OpenTurn(tokenizer, limits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
@@ -16,7 +16,7 @@ from ovd_gym.records import Probability, first_problem
 __all__ = ["ChatOptions", "ServedOptions"]
 
 _OURS = {
-    "model", "messages", "n", "temperature", "top_p", "seed", "stop", "stream", "max_tokens", "max_completion_tokens",
+    "model", "messages", "n", "temperature", "seed", "stop", "stream", "max_tokens", "max_completion_tokens",
     "logprobs", "top_logprobs", "structured_outputs", "continue_final_message", "add_generation_prompt",
 }  # fmt: skip
 """Fields of a request that have options of their own, or none."""
@@ -32,6 +32,9 @@ class ChatOptions(Endpoint, Limits):
         pydantic.ValidationError: a value out of range; :meth:`checked` makes a ConfigError of it.
     """
 
+    own: ClassVar = frozenset(_OURS)
+    """What ``extra_body`` must not set."""
+
     model: Annotated[str, Field(min_length=1)]
     """As the server calls it."""
     extra_body: dict[str, JsonValue] = {}
@@ -46,13 +49,13 @@ class ChatOptions(Endpoint, Limits):
             return cls(**options)
         except ValidationError as error:
             problem = first_problem(error)
-        raise ConfigError(f"engine 'openai': {problem}")
+        raise ConfigError(f"a model behind a server: {problem}")
 
     @model_validator(mode="after")
     def _ours(self) -> Self:
         if self.max_cost is not None and self.prices is None:
             raise ConfigError("max_cost has no effect here: there are no prices")
-        if own := sorted(_OURS & self.extra_body.keys()):
+        if own := sorted(self.own & self.extra_body.keys()):
             raise ConfigError(f"extra_body must not set {', '.join(own)}: these are set by other options")
         return self
 
