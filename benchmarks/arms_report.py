@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from ovd_gym.config import load_config
+from ovd_gym.config_files import load_config
 from ovd_gym.records import Trajectory, load_jsonl
 from ovd_gym.statistics import bootstrap_interval
 from ovd_gym.teachers.registry import make_teacher

@@ -24,7 +24,7 @@ from playwright.sync_api import sync_playwright
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ovd_gym.config import load_config
+from ovd_gym.config_files import load_config
 from ovd_gym.credit import Credit
 from ovd_gym.recorder import Recorder
 from ovd_gym.records import Critique, Score, Step, Task, ToolCall, Trajectory

@@ -7,7 +7,8 @@
 - ``tails``: lock-step against free-running with tools whose latency has a heavy tail: log-normal, median 50 ms, 99th
   percentile 5 s, cut at 10 s (all ``--scale``), drawn from the task, so that all wait for exactly the same calls.
 
-Where the package ``gem-llm`` is installed, ``steps`` and ``tails`` are also played by its thread-pool vector
+Where TRL is installed, ``model`` is also played by its GRPOTrainer's own rollout (``rollout_trl.py``), all episodes at
+once. Where the package ``gem-llm`` is installed, ``steps`` and ``tails`` are also played by its thread-pool vector
 environment (a step of all environments returns when the slowest has), with the same tools and latencies.
 """
 
@@ -100,6 +101,11 @@ def show(rows: Sequence[Row]) -> None:
 # With a language model -----------------------------------------------------------------------------------
 
 
+def page(words: np.random.Generator) -> str:
+    """60 words."""
+    return " ".join(words.choice(WORDS, size=60))
+
+
 class EveryTextIsACall(Hermes):
     """Explains calls as Hermes does, and takes any text for one: episodes have as many turns for any model."""
 
@@ -118,7 +124,7 @@ class Reading(ToolEnv):
         Args:
             query: what the page should be about, in a few words; names and years help.
         """
-        return " ".join(self._words.choice(WORDS, size=60))
+        return page(self._words)
 
     def start_episode(self, task: Task) -> None:
         """Draw this task's pages."""
@@ -142,7 +148,7 @@ def of_models(chosen: argparse.Namespace) -> dict[str, Play]:
         played = rollout(tasks, envs, student, group_size=chosen.group, schedule=schedule)
         return {"episodes": len(played), "tokens": sum(t.num_sampled for t in played)}
 
-    def counted(play: Play) -> Play:
+    def counted(play: Play, model: Any = model) -> Play:
         """``play``, and how many tokens went through the model for it, padding included: what no other load changes."""
 
         def played() -> dict[str, int]:
@@ -164,7 +170,20 @@ def of_models(chosen: argparse.Namespace) -> dict[str, Play]:
         "ours, lock-step": lambda: ours(LOCK_STEP),
         "ours, free-running": lambda: ours(FREE_RUNNING),
     }
-    return {kind: counted(play) for kind, play in kinds.items()}
+    return {kind: counted(play) for kind, play in kinds.items()} | of_trl(chosen, tasks, counted)
+
+
+def of_trl(chosen: argparse.Namespace, tasks: Sequence[Task], counted: Callable[[Play, Any], Play]) -> dict[str, Play]:
+    """TRL's rollout, with a copy of the model, if TRL is installed."""
+    if importlib.util.find_spec("trl") is None:
+        return {}
+    from rollout_trl import prepare
+
+    model, tokenizer = load_model(chosen.model)
+    words = np.random.default_rng(0)
+    questions = [task.question for task in tasks]
+    play = prepare(model, tokenizer, questions, chosen.group, TURNS, chosen.turn_tokens, lambda: page(words))
+    return {"TRL": counted(play, model)}
 
 
 @torch.inference_mode()

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ovd_gym import Message, ScriptedAgent, Task, ToolEnv, Trajectory, tool
-from ovd_gym.config import load_config
+from ovd_gym.config_files import load_config
 from ovd_gym.placement import ScaleConfig
 from ovd_gym.players import LocalPlayers, Players, Round, Stage
 from ovd_gym.scale.cluster import connected

@@ -34,7 +34,7 @@ from ovd_gym import ScriptedAgent, train
 from ovd_gym.agents.scripted import Policy
 from ovd_gym.agents.searchers import follow_titles, single_search
 from ovd_gym.build import make_envs
-from ovd_gym.config import load_config
+from ovd_gym.config_files import load_config
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.records import Trajectory, load_jsonl
 from ovd_gym.rollout import rollout

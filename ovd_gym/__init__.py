@@ -14,7 +14,8 @@ from ovd_gym.registry import register_envs
 
 if TYPE_CHECKING:
     from ovd_gym.agents.scripted import ScriptedAgent
-    from ovd_gym.config import TrainConfig, load_config
+    from ovd_gym.config import TrainConfig
+    from ovd_gym.config_files import load_config
     from ovd_gym.envs.base import ToolEnv
     from ovd_gym.envs.tools import tool
     from ovd_gym.errors import OvdGymError, TeacherError, ToolError
@@ -43,7 +44,7 @@ _HOMES = {
     "TrainConfig": "config",
     "Trajectory": "records",
     "View": "teachers.base",
-    "load_config": "config",
+    "load_config": "config_files",
     "make_teacher": "teachers.registry",
     "tool": "envs.tools",
     "train": "training",

@@ -65,14 +65,14 @@ def sft(config: Config = None, settings: Settings = None, resume: Resume = None)
 @app.command(epilog="Example: ovd-gym explain examples/demo.yaml --set learner.lora_rank=0")
 def explain(config: Annotated[Path, typer.Argument(help="A YAML configuration.")], settings: Settings = None) -> None:
     """Say what a configuration will do: data flow, batch, and an estimate of memory and time."""
-    from ovd_gym.config import load_config, parse_setting
+    from ovd_gym.config_files import load_config, parse_setting
     from ovd_gym.explain import explain as run
 
     run(load_config(config, dict(map(parse_setting, settings or []))), Console())
 
 
 def _train(config: Path | None, settings: list[str], resume: Path | None) -> None:
-    from ovd_gym.config import parse_setting
+    from ovd_gym.config_files import parse_setting
     from ovd_gym.training import train as run
 
     if (config is None) == (resume is None):

@@ -29,7 +29,7 @@ def serve_env(
     """Serve an environment to OpenEnv clients, until Ctrl-C or SIGTERM."""
     from ovd_gym.bridges.openenv import serve
     from ovd_gym.bridges.sessions import SessionLimits
-    from ovd_gym.config import parse_spec
+    from ovd_gym.config_files import parse_spec
 
     name, options = parse_spec(env, "environment")
     serve(

@@ -103,7 +103,7 @@ def critique(
 
 def _teachers(names: list[str], options: list[str], privileged: bool) -> list[Teacher]:
     """The teachers that ``names`` stand for; options beside a name go before those for all."""
-    from ovd_gym.config import parse_setting, parse_spec
+    from ovd_gym.config_files import parse_setting, parse_spec
     from ovd_gym.teachers.registry import make_teacher
 
     shared: dict[str, Any] = dict(map(parse_setting, options))

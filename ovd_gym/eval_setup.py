@@ -26,7 +26,8 @@ from pydantic import JsonValue, ValidationError, model_validator
 from ovd_gym.agents.base import Agent
 from ovd_gym.agents.scripted import ScriptedAgent
 from ovd_gym.build import load_player, make_envs, merge_options
-from ovd_gym.config import EnvConfig, StudentConfig, TrainConfig, load_config, parse_spec
+from ovd_gym.config import EnvConfig, StudentConfig, TrainConfig
+from ovd_gym.config_files import load_config, parse_spec
 from ovd_gym.envs.math_qa.tasks import BENCHMARKS as MATH
 from ovd_gym.envs.web_search.datasets import BENCHMARKS as SEARCH
 from ovd_gym.envs.web_search.sources import require_backend

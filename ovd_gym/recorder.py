@@ -35,7 +35,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedTokenizerBase
 
-from ovd_gym.config import TrainConfig, load_config
+from ovd_gym.config import TrainConfig
+from ovd_gym.config_files import load_config
 from ovd_gym.credit import Credit
 from ovd_gym.errors import ConfigError, DataError, TrainingStopped
 from ovd_gym.learner import Learner

@@ -22,7 +22,8 @@ from typing import Any
 
 from ovd_gym.batch import Batch, pack
 from ovd_gym.build import Parts, build
-from ovd_gym.config import TrainConfig, load_config
+from ovd_gym.config import TrainConfig
+from ovd_gym.config_files import load_config
 from ovd_gym.credit import Credit, assign_credit
 from ovd_gym.errors import ConfigError, TrainingStopped
 from ovd_gym.evaluate import evaluate

@@ -17,7 +17,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ovd_gym.config import load_config
+from ovd_gym.config_files import load_config
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.envs.tools import tool
 from ovd_gym.errors import InfrastructureError

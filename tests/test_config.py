@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ovd_gym.config import TrainConfig, load_config, parse_setting
+from ovd_gym.config import TrainConfig
+from ovd_gym.config_files import load_config, parse_setting
 from ovd_gym.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ovd_gym import train
-from ovd_gym.config import load_config
+from ovd_gym.config_files import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SEARCH = ROOT / "examples" / "search"

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from ovd_gym.cli import app
-from ovd_gym.config import load_config
+from ovd_gym.config_files import load_config
 from ovd_gym.errors import ConfigError
 from ovd_gym.explain import data_flow, estimate
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ovd_gym.agents.scripted import ScriptedAgent
-from ovd_gym.config import load_config
+from ovd_gym.config_files import load_config
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.envs.tools import tool
 from ovd_gym.errors import ConfigError

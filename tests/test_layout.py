@@ -25,7 +25,8 @@ LAYERS = (
     {"build", "evaluate", "explain", "bridges"},
     {"demonstration", "players", "sampler", "rollout", "values"}
     | {"learner", "accumulation", "ranks", "recorder", "wrappers", "registry", "report", "progress", "worlds"},
-    {"episode", "batch", "sharing", "forward", "losses", "value_head", "credit", "selection", "health", "config"},
+    {"episode", "batch", "sharing", "forward", "losses", "value_head", "credit", "selection", "health"}
+    | {"config", "config_files"},
     {"calls", "schedule", "placement"},
     {"llm", "actions", "sanitize", "statistics", "arithmetic", "usage"},
     {"plugins", "provenance", "trackers", "serving"},

@@ -34,7 +34,8 @@ from ovd_gym import load_config, make_teacher, train
 from ovd_gym.bridges.sessions import Heard, Session, SessionLimits, Stock
 from ovd_gym.build import merge_options
 from ovd_gym.cli import app
-from ovd_gym.config import TrainConfig, parse_setting, parse_spec
+from ovd_gym.config import TrainConfig
+from ovd_gym.config_files import parse_setting, parse_spec
 from ovd_gym.envs.hub import benchmark_rows
 from ovd_gym.envs.math_qa.tasks import BENCHMARKS as MATH
 from ovd_gym.envs.web_search.datasets import BENCHMARKS as SEARCH

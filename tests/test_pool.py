@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ovd_gym.agents.chat import PlainChat
 from ovd_gym.agents.scripted import ScriptedAgent
-from ovd_gym.config import load_config
+from ovd_gym.config_files import load_config
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.errors import ConfigError, TrainingStopped
 from ovd_gym.placement import ScaleConfig

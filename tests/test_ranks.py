@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ovd_gym.batch import Batch, pack
 from ovd_gym.build import Worlds, load_student, make_learner, make_players
-from ovd_gym.config import TrainConfig, load_config
+from ovd_gym.config import TrainConfig
+from ovd_gym.config_files import load_config
 from ovd_gym.credit import Credit
 from ovd_gym.errors import TrainingStopped
 from ovd_gym.learner import Learner

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from ovd_gym.build import Worlds
-from ovd_gym.config import load_config
+from ovd_gym.config_files import load_config
 from ovd_gym.errors import ConfigError
 from ovd_gym.progress import Display
 from ovd_gym.records import Trajectory, load_jsonl

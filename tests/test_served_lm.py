@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from ovd_gym.config import load_config
+from ovd_gym.config_files import load_config
 from ovd_gym.errors import ConfigError, TrainingStopped
 from ovd_gym.llm import reliability
 from ovd_gym.llm.base import GREEDY, Completion, Decoding, LanguageModel, Sampling

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ovd_gym import recorder, records
-from ovd_gym.config import load_config
+from ovd_gym.config_files import load_config
 from ovd_gym.credit import Credit, assign_credit
 from ovd_gym.envs.math_qa import MathEnv
 from ovd_gym.errors import ConfigError, DataError, OvdGymError, TrainingStopped
