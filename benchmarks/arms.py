@@ -16,22 +16,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from arms_report import Curve, compared, draw, show
-
-from ovd_gym import train
+from training_runs import Run, carry_out, side_by_side
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "sums"
 DEMONSTRATED = {"demonstrator.policy": "sums:add_up"}
@@ -153,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     workers, figures, picture = given.pop("workers"), given.pop("json"), given.pop("figure")
     plan = Plan(**given)
     sys.path.insert(0, str(EXAMPLE))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+    with side_by_side(workers, EXAMPLE) as pool:
         list(pool.map(carry_out, lessons(plan)) if plan.imitate else pool.map(make_model, models(plan)))
         list(pool.map(carry_out, tuning_runs(plan)))
         chosen = {arm: best(plan, arm) for arm in plan.arms}
@@ -178,15 +173,6 @@ class Model:
     until: float
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training run: its folder, and what is laid over the configuration of the example."""
-
-    config: str
-    path: Path
-    settings: Mapping[str, Any]
-
-
 def models(plan: Plan) -> list[Model]:
     """The teacher of arm ``token-opd`` and the students; the longest work first."""
     students = [Model(plan.student(seed), seed, 0.2) for seed in (TUNING_SEED, *plan.seeds)]
@@ -201,10 +187,9 @@ def lessons(plan: Plan) -> list[Run]:
     shared |= {"rollout.group_size": 1, "evaluation.every": 0}
     return [
         Run(
-            plan.config,
+            EXAMPLE / plan.config,
             model.parent,
-            shared
-            | {"env.options.task_options.seed": seed, "steps": steps, "seed": seed, "run_dir": str(model.parent)},
+            {**shared, "env.options.task_options.seed": seed, "steps": steps, "seed": seed},
         )
         for model, seed, steps in [*taught, *made]
     ]
@@ -253,11 +238,10 @@ def _run(
         "evaluation.every": every,
         "steps": steps,
         "seed": seed,
-        "run_dir": str(path),
     }
     if arm == "token-opd":
         settings["distillation.model"] = str(plan.teacher())
-    return Run(plan.config, path, settings)
+    return Run(EXAMPLE / plan.config, path, settings)
 
 
 def make_model(model: Model) -> None:
@@ -266,25 +250,6 @@ def make_model(model: Model) -> None:
         script = [sys.executable, str(EXAMPLE / "tiny_adder.py"), str(model.path)]
         options = ["--until", str(model.until), "--seed", str(model.seed)]
         subprocess.run([*script, *options], check=True, stdout=subprocess.DEVNULL)
-
-
-def carry_out(run: Run) -> None:
-    """Do ``run``, or what is left of it. What it says goes to a file beside its folder."""
-    if (run.path / "model").exists():
-        return
-    run.path.parent.mkdir(parents=True, exist_ok=True)
-    with run.path.with_name(f"{run.path.name}.log").open("a", encoding="utf-8") as log, redirect_stdout(log):
-        if run.path.exists():
-            train(resume=run.path)
-        else:
-            train(EXAMPLE / run.config, settings=run.settings)
-
-
-def _one_thread() -> None:
-    """A process for runs; it finds the example's world."""
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    sys.path.insert(0, str(EXAMPLE))
 
 
 def best(plan: Plan, arm: str) -> Choice:

@@ -1,4 +1,4 @@
-"""A model made from scratch learns to look things up with SQL: two minutes on two cores, nothing is downloaded.
+"""A model made from scratch learns to look things up with SQL: a minute on two cores, nothing is downloaded.
 
 It imitates a demonstrator for a few steps, which teaches it the form, and then tries by itself: arm ``score-reward``,
 with a teacher of this file that reads the query. Held-out questions are about tables that nobody has seen.
@@ -62,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make the model, let it imitate, then let it try."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where model and runs go; must not exist yet")
-    parser.add_argument("--imitate", type=int, default=30, help="steps of imitation")
-    parser.add_argument("--try", type=int, default=20, dest="tries", help="steps of reinforcement")
+    parser.add_argument("--imitate", type=int, default=20, help="steps of imitation")
+    parser.add_argument("--try", type=int, default=60, dest="tries", help="steps of reinforcement")
     chosen = parser.parse_args(arguments)
     folder: Path = chosen.folder
     make_model(folder / "model")
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def make_model(folder: Path) -> None:
-    """A Llama of two layers, 64 wide, that has learned nothing yet."""
+    """A Llama of two layers, 128 wide, that has learned nothing yet."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -94,12 +94,13 @@ def make_model(folder: Path) -> None:
         vocab_size=len(tokenizer),
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
-        hidden_size=64,
-        intermediate_size=192,
+        hidden_size=128,
+        intermediate_size=384,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=256,
         tie_word_embeddings=True,
+        initializer_range=0.03,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
