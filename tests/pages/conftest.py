@@ -1,0 +1,89 @@
+"""A place to run what the pages show: what they speak of is there, small."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+from shown import DATA, blocks, invoke, read
+
+from ovd_gym import train
+
+
+@pytest.fixture(scope="session")
+def stand_in(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with room for a teacher's whole prompt, character by character."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stored(stand_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages speak of: the demo with a tiny student, runs, evaluations, attempts, a model that writes pages."""
+    home = tmp_path_factory.mktemp("reader")
+    (home / "examples").mkdir()
+    demo = read("examples/demo.yaml").replace("SmolLM2-135M-Instruct", str(stand_in))
+    (home / "examples" / "demo.yaml").write_text(demo)
+    attempts = "".join(f"{json.dumps(attempt)}\n" for attempt in labelled())
+    for name in DATA:
+        (home / name).write_bytes(gzip.compress(attempts.encode()) if name.endswith(".gz") else attempts.encode())
+    (home / "my_model.py").write_text("def write(messages):\n    return ''\n")
+    few = {"steps": 2, "rollout.tasks_per_step": 2, "evaluation.episodes": 4, "run_dir": "runs/demo"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        train("examples/demo.yaml", settings=few)
+        for run in ("a", "b", "score-reward", "grpo"):
+            shutil.copytree("runs/demo", f"runs/{run}")
+        for folder in ("a", "b", "before", "after"):
+            told = "ovd_gym.agents.searchers:follow_titles"
+            invoke("eval", told, "--data", "world count=4 size=60", "--out", f"evals/{folder}")
+        invoke("critique", "held_out.jsonl.gz", "--teacher", "math-rules", "--calibrate", "math-rules.json")
+        shutil.rmtree("critique")
+    return home
+
+
+def labelled() -> Iterator[dict[str, Any]]:
+    """The line that a page shows, with other numbers: right and wrong attempts at five questions."""
+    (block,) = blocks("json")
+    for number in range(5):
+        for answer, first_error in ((str(number + 1), -1), ("7", 0)):
+            yield json.loads(block.text) | {
+                "id": f"{number}-{answer}",
+                "question": f"{number} + 1?",
+                "steps": [{"text": f"{number} + 1 = {answer}", "observation": ""}],
+                "answer": answer,
+                "correct": first_error < 0,
+                "first_error": first_error,
+                "source": "processbench/gsm8k",
+            }
+
+
+@pytest.fixture
+def here(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A copy of it as the working folder; what blocks import and register is forgotten afterwards."""
+    shutil.copytree(stored, tmp_path / "here", ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(str(tmp_path / "here"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TEACHER_KEY", "a key")
+    ids = set(gymnasium.registry)
+    yield
+    sys.modules.pop("my_model", None)
+    for id in set(gymnasium.registry) - ids:
+        del gymnasium.registry[id]
+
+
+@pytest.fixture
+def beside(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as the working folder of what only reads."""
+    monkeypatch.chdir(stored)
