@@ -37,7 +37,6 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "grpo, one question": {f"{ONE}.size": 1, **GRPO},
     "form only, one question": {f"{ONE}.size": 1, **GRPO, "env.options.reward": "form"},
     "score-reward, 2,000 questions": {},
-    "grpo, 2,000 questions": GRPO,
 }
 
 
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--questions", type=int, default=128, help="held out")
+    parser.add_argument("--questions", type=int, default=64, help="held out")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     chosen = parser.parse_args(arguments)
