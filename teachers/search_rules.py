@@ -26,6 +26,10 @@ _CHOICE = re.compile(
     r"\bor\b|^\W*(?:are|is|was|were|do|does|did|has|have|had|can|could|will|would|both)\b", re.IGNORECASE
 )
 _NO_ANSWER = re.compile(r"\b(?:unknown|not found|none|no answer|i do not know|i don t know|cannot|unable|n a)\b")
+_CAPITAL = r"[^\W\d_a-z]"
+_WORD = rf"(?:{_CAPITAL}\.|{_CAPITAL}\w*|\d+)"
+_RUN = re.compile(rf"\b{_WORD}(?:(?:[ '’-]+|(?<=\.)){_WORD})*")
+"""Initials, words with a capital letter, and numbers in a row; the first of a sentence may be no name."""
 _ENOUGH_STEPS = 5
 
 
@@ -52,7 +56,7 @@ class SearchRules(Teacher):
     2    a query about something else; an answer that repeats the question or stands in nothing that was read
     3    an empty result; a document that no result named; an answer without any reading
     4    a result that adds nothing new; a choice between what the question offers, made without reading
-    5    a new result of a query that the question or the results so far hardly suggest
+    5    a new result of a query that the question or the results so far hardly suggest, or for a part of a name
     6    a new result of a query on the question or on what was found; a document opened from the results, a text found
     7    the same with a name from the question or from the results in it; a chosen answer after reading
     8    the same, and the result speaks of what the question asks and was not read of before; a supported answer
@@ -149,8 +153,11 @@ class _Reading:
             return _Finding(4, "a result that adds nothing new")
         if len(words & (asked | self.known)) * 2 < len(words):
             return _Finding(5, "a query that goes mostly beyond the question and the results")
-        if not any(name in words for name in _names(self.question) | _names(" ".join(self.texts))):
+        names = {name for text in (self.question, *self.texts) for name in _names(text)}
+        if not any(name & words for name in names):
             return _Finding(6, "a new result")
+        if not any(name <= words for name in names):
+            return _Finding(5, "a query for a part of a name")
         if (asked & found) - self.known:
             return _Finding(8, "a new result about a name, with more of what the question asks")
         return _Finding(7, "a new result about a name")
@@ -202,9 +209,15 @@ def _failed(step: StepText) -> bool:
     return _FAILED.match(step.observation) is not None
 
 
-def _names(text: str) -> set[str]:
-    """Words, in lower case, that are written with a capital letter or a digit; the first of a sentence may be none."""
-    return {word.lower() for word in re.findall(r"\b(?:[^\W\d_a-z]\w+|\d+)\b", text)} & content_words(text)
+def _names(text: str) -> set[frozenset[str]]:
+    """The words, in lower case, of every run of capitalised words and numbers.
+
+    >>> sorted(map(sorted, _names("Who founded J.K. Norvia's Harbour? In 1921 Osk did.")))
+    [['1921', 'osk'], ['harbour'], ['j', 'k', 'norvia']]
+    """
+    content = content_words(text)
+    runs = (frozenset(plain_words(run)) & content for run in _RUN.findall(text))
+    return {run for run in runs if run}
 
 
 def _wordiness(answer: str) -> float:

@@ -66,6 +66,8 @@ def last(*steps: StepText, question: str = QUESTION) -> int:
         ((EMPTY,), 3),
         ((step("search", "Nice weather in Rome today, sunny.", query="weather Rome"),), 2),
         ((step("search", "Nice weather in Rome, the town.", query="weather Rome sunny town"),), 5),
+        ((step("search", BOOK, query="winter author"),), 5),
+        ((SEARCH, step("search", AUTHOR, query="Dvemun born")), 5),
         ((step("search", "A list of novels: Alpha, Beta, Gamma.", query="author list"),), 6),
         ((step(None, "Error: found 0 tool calls", "hm"),), 1),
         ((step("open", "Error: there is no result 1", url="1"),), 3),
