@@ -2,8 +2,8 @@
 
 The student and the world are those of ``examples/demo.yaml``: SmolLM2-135M, which knows both how to guess a sum and how
 to have it calculated. Each seed draws a question of its own, and every training step asks it again; the held-out
-questions are others. Beside it the same training on many questions, and a control that is rewarded for any number as an
-answer, right or wrong. What is there already is not run again.
+questions are others. Beside it the same training on many questions, and two controls: a reward for any number as an
+answer, right or wrong, and no reward but an entropy bonus. What is there already is not run again.
 
 Example: python benchmarks/one_question.py --json docs/figures/one-question.json
 """
@@ -36,21 +36,27 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "score-reward, one question": {f"{ONE}.size": 1},
     "grpo, one question": {f"{ONE}.size": 1, **GRPO},
     "form only, one question": {f"{ONE}.size": 1, **GRPO, "env.options.reward": "form"},
+    "entropy only, one question": {
+        f"{ONE}.size": 1,
+        **GRPO,
+        "env.options.reward": "none",
+        "learner.entropy_weight": 0.01,
+    },
     "score-reward, 2,000 questions": {},
 }
 
 
 class Sums(MathEnv):
-    """The demo's world. Reward ``form``, for the control, is 1 for any number."""
+    """The demo's world. Reward ``form``, for a control, is 1 for any number; ``none`` is 0 always."""
 
-    def __init__(self, *arguments: Any, reward: Literal["exact", "form"] = "exact", **options: Any) -> None:
+    def __init__(self, *arguments: Any, reward: Literal["exact", "form", "none"] = "exact", **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._reward = reward
 
     def grade(self, task: Task, answer: str) -> float:
         """1.0 if ``answer`` is what ``reward`` asks for, else 0.0."""
         right = super().grade(task, answer)
-        return right if self._reward == "exact" else float(plain_number(answer) is not None)
+        return right if self._reward == "exact" else float(self._reward == "form" and plain_number(answer) is not None)
 
 
 if "OneQuestion-v0" not in gym.registry:
