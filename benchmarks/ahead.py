@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import torch
 from rich.console import Console
 from rich.table import Table
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ovd_gym import Task, ToolEnv, tool, train
+from ovd_gym.llm.tiny import byte_tokenizer, save_model, tiny_llama
 from ovd_gym.progress import Display
 from ovd_gym.recorder import Recorder
 
@@ -51,20 +49,8 @@ class Slow(ToolEnv):
 
 def tiny(folder: Path) -> Path:
     """A random model over bytes."""
-    torch.manual_seed(0)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([AddedToken("<eos>", special=True)])
-    make: Any = PreTrainedTokenizerFast
-    tokenizer = make(tokenizer_object=core, eos_token="<eos>", pad_token="<eos>")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=1024, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    save_model(tiny_llama(tokenizer, max_position_embeddings=1024), tokenizer, folder)
     return folder
 
 

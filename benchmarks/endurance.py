@@ -84,25 +84,20 @@ class Sums(ToolEnv):
 
 def tiny_sums() -> tuple[Sequence[ToolEnv], Agent]:
     """Sums, and a Llama of two layers with random weights and a tokenizer of bytes."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     from ovd_gym.agents.student import Student, make_chat
     from ovd_gym.llm.decoder import Decoder
+    from ovd_gym.llm.tiny import byte_tokenizer, tiny_llama
     from ovd_gym.llm.transformers_lm import TransformersLM
 
-    torch.manual_seed(0)
-    alphabet = ["<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")  # type: ignore[no-untyped-call]
-    config = LlamaConfig(
-        vocab_size=len(alphabet), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True, initializer_range=0.2,
-    )  # fmt: skip
-    lm = TransformersLM(Decoder(LlamaForCausalLM(config)), tokenizer)
+    tokenizer = byte_tokenizer()
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.2,
+    }
+    lm = TransformersLM(Decoder(tiny_llama(tokenizer, **shape)), tokenizer)
     tasks = [Task(id=str(i), question=f"{i} + {i}", answers=(str(2 * i),)) for i in range(500)]
     envs = [Sums(tasks, action_format="line", max_turns=2) for _ in range(CONCURRENT)]
     return envs, Student(lm, make_chat(tokenizer, "plain"), max_turn_tokens=6)

@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -95,20 +94,10 @@ def waiting(workers: int, episodes: int, scale: float) -> float:
 
 def tiny_student(folder: Path) -> str:
     """A random Llama of two layers with a byte tokenizer."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from ovd_gym.llm.tiny import byte_tokenizer, save_model, tiny_llama
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate([*alphabet, "</s>"])}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    make: Any = PreTrainedTokenizerFast
-    make(tokenizer_object=core, eos_token="</s>").save_pretrained(folder)
-    torch.manual_seed(0)
-    shape: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
-    shape |= {"num_attention_heads": 4, "vocab_size": len(alphabet) + 1, "max_position_embeddings": 1024}
-    LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    save_model(tiny_llama(tokenizer, max_position_embeddings=1024), tokenizer, folder)
     return str(folder)
 
 

@@ -13,14 +13,14 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network; read when the libraries below are imported
 
 import pytest
-import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ovd_gym.config_files import load_config
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.envs.tools import tool
 from ovd_gym.errors import InfrastructureError
+from ovd_gym.llm.tiny import save_model, tiny_llama
 from ovd_gym.recorder import Recorder
 from ovd_gym.records import Step, Task, ToolCall, Trajectory
 
@@ -88,21 +88,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     """A transformers folder with a random two-layer Llama."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.2,
+    }
     folder = tmp_path_factory.mktemp("tiny")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_model(tiny_llama(tokenizer, **shape), tokenizer, folder)
     return folder
 
 

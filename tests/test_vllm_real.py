@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from ovd_gym.llm.choice import Prompt, Reading, make_choice_model
 from ovd_gym.llm.models import resolve_model
+from ovd_gym.llm.tiny import save_model, tiny_llama
 from ovd_gym.progress import Display
 from ovd_gym.recorder import Recorder
 from ovd_gym.teachers.base import StepText, View
@@ -257,15 +257,14 @@ def test_a_server_that_writes_the_line_itself(server: str) -> None:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     """A random Llama with heads of a size that vLLM takes."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.1,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
-    )  # fmt: skip
+    shape: dict[str, Any] = {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.1,
+    }
     folder = tmp_path_factory.mktemp("small")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_model(tiny_llama(tokenizer, pad_token_id=tokenizer.pad_token_id, **shape), tokenizer, folder)
     return folder
 
 

@@ -18,18 +18,17 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ovd_gym.envs.web_search.env import SearchEnv
 from ovd_gym.envs.web_search.local import LocalIndex
 from ovd_gym.envs.web_search.world import RELATIONS, Fact, World
+from ovd_gym.llm.tiny import learned_tokenizer, save_model, tiny_llama
 
 WORLDS = range(1000, 1016)
 """Seeds of the worlds it reads of; whoever trains or tests it takes others."""
-END = "<|end|>"
 IGNORED = -100
 """Target of a token that is read, but not learned to be written."""
 
@@ -53,9 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reading = [text for world in worlds for text in reading_exercises(world, rng)]
     recall = [text for world in worlds for text in recall_exercises(world)]
     rng.shuffle(reading)
-    tokenizer = learn_tokens(["".join(piece for piece, _ in text) for text in reading[:8000]])
-    torch.manual_seed(chosen.seed)
-    model = LlamaForCausalLM(architecture(len(tokenizer), tokenizer.get_vocab()[END]))
+    # Words of the language become a token each, invented names two to four.
+    tokenizer = learned_tokenizer(("".join(piece for piece, _ in text) for text in reading[:8000]), vocab_size=1024)
+    shape = {"num_hidden_layers": 3, "intermediate_size": 384, "max_position_embeddings": 1024}
+    model = tiny_llama(tokenizer, chosen.seed, **shape)
     names = [entity.title for world in worlds for entity in world.entities]
     lists = [copying_exercise(names, rng) for _ in range(64 * max(8, chosen.copying))]
     lessons = [
@@ -64,24 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         *batches([encode(tokenizer, text) for text in recall], 32, chosen.recall, rng),
     ]
     learn(model, lessons)
-    model.save_pretrained(chosen.folder)
-    tokenizer.save_pretrained(chosen.folder)
-
-
-def architecture(vocabulary: int, end: int) -> LlamaConfig:
-    """Three layers 128 wide; a turn may end with the token ``end``."""
-    return LlamaConfig(
-        vocab_size=vocabulary,
-        bos_token_id=None,
-        eos_token_id=end,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        initializer_range=0.03,
-    )
+    save_model(model, tokenizer, chosen.folder)
 
 
 # What it learns from ------------------------------------------------------------------------------------
@@ -135,21 +118,6 @@ def cut(text: str, rng: random.Random, chars: int = 300) -> str:
 
 
 # Tokens -------------------------------------------------------------------------------------------------
-
-
-def learn_tokens(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Byte pairs: words of the language become a token each, invented names two to four. Digits stand alone."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    core.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(vocab_size=1024, special_tokens=[END], initial_alphabet=alphabet, show_progress=False),
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END)  # type: ignore[no-untyped-call]
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, exercise: Exercise) -> list[tuple[int, int]]:

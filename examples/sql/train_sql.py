@@ -14,17 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
 from ovd_gym import Score, Teacher, View, train
+from ovd_gym.llm.tiny import learned_tokenizer, save_model, tiny_llama
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that the world is found by the name it is registered under
 
 from examples.sql.sql_world import ITEMS, QUESTIONS
 
-END = "<|end|>"
 WORLD = "examples.sql.sql_world"
 CONFIG: dict[str, Any] = {
     "env": {"id": f"{WORLD}:Sql-v0", "options": {"size": 4096, "seed": 1, "action_format": "line", "max_turns": 2}},
@@ -80,30 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def make_model(folder: Path) -> None:
     """A Llama of two layers, 128 wide, that has learned nothing yet."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
     texts = [text.format(item=item) for pair in QUESTIONS.items() for text in pair for item in ITEMS]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    core.train_from_iterator([*(f"{verb}: {text}\n" for verb in ("sql", "answer") for text in texts)] * 4, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END)  # type: ignore[no-untyped-call]
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        initializer_range=0.03,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    said = [f"{verb}: {text}\n" for verb in ("sql", "answer") for text in texts]
+    tokenizer = learned_tokenizer(said * 4, vocab_size=400)
+    save_model(tiny_llama(tokenizer, intermediate_size=384), tokenizer, folder)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from sums import solution, sums
 from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-END = "<|end|>"
+from ovd_gym.llm.tiny import save_model, tiny_llama, tokenizer_of
+
 IGNORED = -100
 """Target of a token that is read, but not learned to be written."""
 ROWS = 64
@@ -36,37 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
     tokenizer = characters()
-    torch.manual_seed(chosen.seed)
-    model = LlamaForCausalLM(architecture(len(tokenizer), tokenizer.get_vocab()[END]))
+    model = tiny_llama(tokenizer, chosen.seed, max_position_embeddings=128)
     questions = sums(min(20_000, 256 + ROWS * chosen.lessons), seed=1_000_000 + chosen.seed)
     pool = [lesson(tokenizer, task.question) for task in questions]
     learn(model, pool[256:], pool[:256], chosen.lessons, chosen.until, np.random.default_rng(chosen.seed))
-    model.save_pretrained(chosen.folder)
-    tokenizer.save_pretrained(chosen.folder)
-
-
-def architecture(vocabulary: int, end: int) -> LlamaConfig:
-    """Two layers 128 wide; a turn may end with the token ``end``."""
-    return LlamaConfig(
-        vocab_size=vocabulary,
-        bos_token_id=None,
-        eos_token_id=end,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        initializer_range=0.03,
-    )
+    save_model(model, tokenizer, chosen.folder)
 
 
 def characters() -> PreTrainedTokenizerFast:
     """A token for each character of the world, and one for the end."""
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate("0123456789+=;#>^")}, merges=[]))
     core.decoder = decoders.Fuse()
-    core.add_special_tokens([END])
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END)  # type: ignore[no-untyped-call]
+    return tokenizer_of(core)
 
 
 def lesson(tokenizer: PreTrainedTokenizerFast, question: str) -> list[tuple[int, int]]:
