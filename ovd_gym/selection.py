@@ -28,7 +28,7 @@ class SelectionConfig(Record):
     max_replaced: Annotated[int, Field(ge=1)] | None = None
     """Most demonstrations in a group; None: its size less 2, so that the student's own attempts are never all gone."""
     anneal_steps: Annotated[int, Field(ge=0)] = 0
-    """Training steps over which that number falls linearly to 0; 0: it never falls."""
+    """Training steps over which that number, rounded up, falls linearly to 0; 0: it never falls."""
 
 
 def rejected(
@@ -60,13 +60,13 @@ def cut(trajectory: Trajectory, critique: Critique, theta: float) -> int:
 def replacement_cap(config: SelectionConfig, group_size: int, step: int) -> int:
     """Most demonstrations in a group of ``group_size`` at training step ``step``.
 
-    >>> [replacement_cap(SelectionConfig(anneal_steps=4), 6, step) for step in range(5)]
-    [4, 3, 2, 1, 0]
+    >>> [replacement_cap(SelectionConfig(anneal_steps=4), 4, step) for step in range(5)]
+    [2, 2, 1, 1, 0]
     """
     cap = max(0, group_size - 2) if config.max_replaced is None else min(config.max_replaced, group_size - 1)
     if not config.anneal_steps:
         return cap
-    return max(0, cap * (config.anneal_steps - step) // config.anneal_steps)
+    return max(0, -(cap * (step - config.anneal_steps) // config.anneal_steps))
 
 
 def _lowest(critique: Critique, arm: str) -> float:

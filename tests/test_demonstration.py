@@ -155,6 +155,13 @@ def test_the_cap_falls_to_nothing() -> None:
     assert [replacement_cap(SelectionConfig(max_replaced=9), 4, step) for step in (0, 99)] == [3, 3]
 
 
+def test_a_small_cap_is_annealed_over_all_of_the_steps() -> None:
+    """Rounded down, one demonstration a group would be none from the second step on."""
+    one, two = (SelectionConfig(max_replaced=n, anneal_steps=200) for n in (1, 2))
+    assert [replacement_cap(one, 8, step) for step in (0, 1, 199, 200)] == [1, 1, 1, 0]
+    assert [replacement_cap(two, 8, step) for step in (0, 99, 100, 199, 200)] == [2, 2, 1, 1, 0]
+
+
 def test_a_demonstrators_words_are_written_in_the_students_tokens(
     adders: Callable[[int], list[ToolEnv]], tokenizer: PreTrainedTokenizerFast
 ) -> None:
