@@ -101,7 +101,8 @@ def assign_credit(
     """Credits in the order of ``trajectories``, without those that failed (they have no reward).
 
     A group in which any score is missing is credited by the environment's reward alone: mixing scored and unscored
-    members would bias the comparison.
+    members would bias the comparison. With baseline ``batch``, which compares across groups, no return then holds a
+    score; step terms, which compare within a group, still do.
 
     Args:
         trajectories: any number of groups in any order; ``group_id`` says which belong together.
@@ -113,7 +114,8 @@ def assign_credit(
         if trajectory.reward is not None:
             groups[trajectory.group_id].append(trajectory)
     scored = {name: _complete(members, by_id) for name, members in groups.items()}
-    returns = {name: _returns(members, scored[name], config) for name, members in groups.items()}
+    blended = {} if config.baseline == "batch" and None in scored.values() else scored
+    returns = {name: _returns(members, blended.get(name), config) for name, members in groups.items()}
     assign = _rewarded if config.estimator == "gae" else _compared
     credits = {credit.trajectory_id: credit for credit in assign(groups, scored, returns, config)}
     return [credits[t.id] for t in trajectories if t.id in credits]
@@ -194,8 +196,9 @@ def _outcome(members: Sequence[Trajectory], critiques: Sequence[Critique] | None
 def anchor_state(members: Sequence[Trajectory], critiques: Sequence[Critique] | None) -> Sequence[Sequence[float]]:
     """GiGPO's step term (arXiv 2505.10978): what steps taken in the same state led to, relative to each other.
 
-    The state of a step is what the student has just read: the question, then the last observation. The return is the
-    episode's reward, discounted by 0.95 a step; a state that only one step started from says nothing.
+    The state of a step is what the student has just read: the question, then the last observation; the paragraphs of
+    one turn share theirs. The return is the episode's reward, discounted by 0.95 a step; a state that only one step
+    started from says nothing.
     """
     found: dict[str, list[tuple[int, int, float]]] = defaultdict(list)
     for i, member in enumerate(members):
@@ -210,8 +213,11 @@ def anchor_state(members: Sequence[Trajectory], critiques: Sequence[Critique] | 
 
 
 def _states(steps: Sequence[Step]) -> list[str]:
-    """What was read before each step; paragraphs of one turn follow each other in one state."""
-    return ["", *(f"{step.observation}\0{step.feedback}" for step in steps[:-1])]
+    """What was read last before each step; the steps of one turn follow each other without a gap, and read nothing."""
+    states = [""]
+    for before, step in pairwise(steps):
+        states.append(f"{before.observation}\0{before.feedback}" if step.start > before.end else states[-1])
+    return states[: len(steps)]
 
 
 STEP_TERMS: dict[str, StepTerm] = {

@@ -225,6 +225,38 @@ def test_steps_taken_in_the_same_state_are_compared() -> None:
     assert c == a
 
 
+def test_paragraphs_of_one_turn_share_its_state_and_those_of_another_do_not() -> None:
+    """Two turns of two paragraphs each; what was read between the turns differs."""
+
+    def solved(name: str, reward: float, observation: str) -> Trajectory:
+        spans = [(1, 2), (2, 3), (4, 5), (5, 6)]
+        steps = tuple(
+            Step(text="x", start=s, end=e, observation=observation * (k == 1)) for k, (s, e) in enumerate(spans)
+        )
+        return trajectory(name, reward, 3).model_copy(update={"steps": steps})
+
+    config = CreditConfig(arm="grpo", step_term="anchor-state", step_weight=1.0)
+    right, wrong = assign_credit([solved("a", 1.0, "x"), solved("b", 0.0, "y")], [], config)
+    begun = (0.95**3 + 0.95**2) / 4  # the mean of the four paragraphs written with only the question read
+    assert right.advantages == pytest.approx((0.5 + 0.95**3 - begun, 0.5 + 0.95**2 - begun, 0.5 - 0.025, 0.5 + 0.025))
+    assert wrong.advantages == pytest.approx((-0.5 - begun, -0.5 - begun, -0.5, -0.5))
+
+
+def test_a_missing_score_takes_scores_out_of_all_returns_that_are_compared() -> None:
+    members = [trajectory(name, 1.0, group=group) for name, group in ("ag", "bg", "ch", "dh")]
+    critiques = [
+        critique("a", [9, 9], 5),
+        critique("b", [1, 1], 5),
+        critique("c", [5, 5], 5),
+        critique("d", [5, 5], None),
+    ]
+    config = CreditConfig(baseline="batch")
+    a, b, c, d = (credit.advantages for credit in assign_credit(members, critiques, config))
+    assert c == d == (0.0, 0.0)  # all were right: group h is not better for having no scores
+    assert a == pytest.approx((0.5 * 4 / 9,) * 2)  # the step term compares within group g
+    assert b == pytest.approx((-0.5 * 4 / 9,) * 2)
+
+
 def test_running_long_costs_up_to_one() -> None:
     """DAPO, equation 13, with 2 sampled tokens for free and 4 as the limit."""
     members = [trajectory(str(n), 1.0, n) for n in (1, 2, 3, 4, 5)]
