@@ -293,21 +293,17 @@ class TrainConfig(Record):
         distils = self.credit.arm == "token-opd"
         if distils != (self.distillation is not None):
             raise ValueError("the section distillation belongs to credit.arm 'token-opd', and that arm needs it")
-        alone = self.rollout.group_size == 1
-        compares = not (imitation or distils or self.credit.estimator == "gae")
-        if (imitation and not alone) or (compares and alone):
-            raise ValueError(
-                f"rollout.group_size is {self.rollout.group_size}: arm 'imitation' takes 1 (a demonstration is the "
-                "same every time), the other arms at least 2 (they compare) or credit.estimator 'gae'"
-            )
         if imitation or distils:
             fields = set(CreditConfig.model_fields) - {"arm"}
             _no_effect(self.credit, "credit", fields, f"with credit.arm {self.credit.arm!r}")
         self._effective_scale()
+        self._effective_groups()
         self._effective_arm()
         self._effective_estimator()
         self._effective_learner()
         self._effective_sync()
+        if not (self.health.entropy_floor or self.health.likelihood_drop):
+            _no_effect(self.health, "health", {"patience"}, "without a limit")
         if self.learner.lora_rank == 0 and self.student.quantization is not None:
             raise ValueError("student.quantization: weights in 4 bits are frozen; set learner.lora_rank above 0")
         if self.learner.lora_rank == 0 and self.student.dtype != "float32":
@@ -353,6 +349,24 @@ class TrainConfig(Record):
                 "have learned; use sync 'adapters'"
             )
 
+    def _effective_groups(self) -> None:
+        """Raise ValueError for groups in which the arm finds nothing to compare."""
+        credit, rollout = self.credit, self.rollout
+        size = f"rollout.group_size is {rollout.group_size}"
+        if credit.arm == "imitation" and rollout.group_size > 1:
+            raise ValueError(f"{size}: arm 'imitation' takes 1, for a demonstration is the same every time")
+        compares = credit.estimator == "group" and credit.arm not in ("imitation", "token-opd")
+        if not compares or rollout.group_size > 1:
+            return
+        if credit.baseline != "batch" or rollout.tasks_per_step == 1:
+            raise ValueError(
+                f"{size}, which leaves nothing to compare: take at least 2, credit.estimator 'gae', or credit.baseline "
+                "'batch' with at least 2 tasks_per_step"
+            )
+        if credit.step_term != "outcome" and (credit.step_term or credit.arm == "score-reward"):
+            raise ValueError(f"{size}, but a step term compares a group's episodes: set credit.step_term to 'outcome'")
+        _no_effect(rollout, "rollout", {"resample"}, "with groups of 1: it compares the rewards of a group")
+
     def _effective_arm(self) -> None:
         """Raise ValueError for what the arm needs and lacks, or has and does not read."""
         credit, arm = self.credit, f"with credit.arm {self.credit.arm!r}"
@@ -370,8 +384,13 @@ class TrainConfig(Record):
                 raise ValueError(
                     f"credit.step_term {credit.step_term!r} needs step scores, which arm 'score-reward' has"
                 )
-            if credit.step_term in (None, "outcome"):
-                _no_effect(credit, "credit", {"step_weight"}, f"{arm} and no step term")
+        if credit.step_term == "outcome" or (credit.step_term is None and credit.arm != "score-reward"):
+            _no_effect(credit, "credit", {"step_weight"}, f"{arm} and no step term")
+        if not filters and credit.arm != "score-reward" and self.teacher is not None:
+            _no_effect(self.teacher, "teacher", {"max_invalid_share"}, f"{arm}: it learns from no score")
+        if credit.arm == "imitation":
+            limits = {"entropy_floor", "likelihood_drop"}
+            _no_effect(self.health, "health", limits, f"{arm}: the student samples nothing")
         if credit.arm in ("imitation", "token-opd", "score-reward"):
             _no_effect(self.rollout, "rollout", {"resample"}, f"{arm}: it learns from every group")
         if credit.overlong is not None and credit.overlong[0] >= credit.overlong[1]:

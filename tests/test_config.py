@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MINIMAL: dict[str, Any] = {"student": {"model": "m"}}
 PPO: dict[str, Any] = {"credit.estimator": "gae"}
 PLAIN: dict[str, Any] = {"student.chat": "plain"}
+SFT: dict[str, Any] = {"credit.arm": "imitation", "demonstrator.policy": "m:f", "rollout.group_size": 1}
+ALONE: dict[str, Any] = {"credit.baseline": "batch", "credit.step_term": "outcome", "rollout.group_size": 1}
 
 
 def test_defaults_and_settings() -> None:
@@ -30,6 +32,11 @@ def test_defaults_and_settings() -> None:
 def test_groups_may_be_of_one_with_a_value_head(arm: str, group_size: int) -> None:
     config = load_config(MINIMAL, {**PPO, "credit.arm": arm, "rollout.group_size": group_size, "value.lam": 0.95})
     assert config.rollout.group_size == group_size
+
+
+@pytest.mark.parametrize(("arm", "step_term"), [("grpo", None), ("score-reward", "outcome")])
+def test_groups_may_be_of_one_with_the_baseline_of_the_batch(arm: str, step_term: str | None) -> None:
+    assert load_config(MINIMAL, {**ALONE, "credit.arm": arm, "credit.step_term": step_term}).rollout.group_size == 1
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda file: file.name)
@@ -77,6 +84,14 @@ def test_malformed_settings(text: str) -> None:
         ({"credit.arm": "grop"}, "credit.arm"),
         ({"teacher": None}, "needs a teacher"),
         ({"credit.arm": "grpo", "credit.step_weight": 0.1}, "credit.step_weight has no effect"),
+        ({"credit.step_term": "outcome", "credit.step_weight": 0.1}, "credit.step_weight has no effect"),
+        ({"credit.arm": "grpo", "teacher.max_invalid_share": 0.5}, "teacher.max_invalid_share has no effect"),
+        ({"health.patience": 9}, "health.patience has no effect without a limit"),
+        (SFT | {"health.entropy_floor": 0.1}, "health.entropy_floor has no effect with credit.arm 'imitation'"),
+        (ALONE | {"credit.step_term": "min-form"}, "set credit.step_term to 'outcome'"),
+        (ALONE | {"credit.step_term": None}, "set credit.step_term to 'outcome'"),
+        (ALONE | {"rollout.tasks_per_step": 1}, "leaves nothing to compare"),
+        (ALONE | {"credit.arm": "grpo", "rollout.resample": 1}, "rollout.resample has no effect"),
         ({"learner.clip_high": 0.3}, "learner.clip_high has no effect with learner.epochs 1"),
         ({"student.dtype": "bfloat16", "learner.lora_rank": 0}, "would lose most updates"),
         ({"student.quantization": "4bit", "learner.lora_rank": 0}, "weights in 4 bits are frozen"),
