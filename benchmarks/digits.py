@@ -3,7 +3,7 @@
 The world and its student are those of ``examples/sql``. Each seed has a student of its own, which imitates for a few
 steps, and every arm goes on from there: the reward alone; the digits of a teacher that reads the query; digits that
 say nothing, as a control. The learning rate of each arm is chosen by itself, with seeds and tables that are used for
-nothing else. What is there already is not run again.
+nothing else; every arm is also run at the rates that the others chose. What is there already is not run again.
 
 Example: python benchmarks/digits.py --json docs/figures/digits.json --figure docs/figures/digits.png
 """
@@ -112,9 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         list(pool.map(carry_out, [plan.run(arm, seed, rate, "tune") for arm, rate, seed in grid]))
         tuning = {arm: {rate: plan.tuned(arm, rate) for rate in plan.rates} for arm in ARMS}
         chosen = {arm: max(found, key=lambda rate: found[rate]) for arm, found in tuning.items()}
-        compared = [(arm, seed) for seed in plan.seeds for arm in ARMS]
-        list(pool.map(carry_out, [plan.run(arm, seed, chosen[arm], "test") for arm, seed in compared]))
-    curves = {arm: [Curve.of(plan.run(arm, seed, chosen[arm], "test").path) for seed in plan.seeds] for arm in ARMS}
+        rates = sorted(set(chosen.values()))
+        compared = list(product(plan.seeds, ARMS, rates))
+        list(pool.map(carry_out, [plan.run(arm, seed, rate, "test") for seed, arm, rate in compared]))
+
+    def curves_at(arm: str, rate: float) -> list[Curve]:
+        return [Curve.of(plan.run(arm, seed, rate, "test").path) for seed in plan.seeds]
+
+    reference = curves_at("grpo", chosen["grpo"])
     report = {
         "command": " ".join(sys.argv),
         "machine": {
@@ -124,7 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         },
         "seeds": list(plan.seeds),
         "tuning": {arm: {f"{rate:g}": round(em, 4) for rate, em in found.items()} for arm, found in tuning.items()},
-        "arms": {arm: summary(by_seed, curves["grpo"]) | {"rate": chosen[arm]} for arm, by_seed in curves.items()},
+        "arms": {arm: summary(curves_at(arm, rate), reference) | {"rate": rate} for arm, rate in chosen.items()},
+        "at one rate": {
+            f"{rate:g}": {arm: summary(curves_at(arm, rate), curves_at("grpo", rate)) for arm in ARMS} for rate in rates
+        },
     }
     if figures:
         figures.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -175,13 +183,15 @@ def draw(path: Path, report: Mapping[str, Any]) -> None:
 
 def show(report: Mapping[str, Any]) -> None:
     """Print the comparison."""
+    chosen = [(arm, f"{row['rate']:g}, chosen", row) for arm, row in report["arms"].items()]
+    same = [(arm, rate, row) for rate, rows in report["at one rate"].items() for arm, row in rows.items()]
     table = Table("arm", "rate", "before", "after", "after - grpo", "mean of the curve", "- grpo")
-    for arm, row in report["arms"].items():
+    for arm, rate, row in (*chosen, *same):
         keys = ("before", "after", "after - grpo", "mean of the curve", "mean of the curve - grpo")
-        cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*row[key]) for key in keys]
-        table.add_row(arm, f"{row['rate']:g}", *cells)
-    Console().print(table)
-    Console().print(report["tuning"])
+        table.add_row(arm, rate, *("{:.3f} [{:.3f}, {:.3f}]".format(*row[key]) for key in keys))
+    console = Console(width=160)
+    console.print(table)
+    console.print(report["tuning"])
 
 
 if __name__ == "__main__":
