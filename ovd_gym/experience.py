@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,13 @@ def gather(config: TrainConfig, parts: Parts, step: int, version: int, on_turn: 
     result, began = Experience(), time.monotonic()
     wanted = config.rollout.tasks_per_step
     metrics: list[tuple[int, dict[str, float | None]]] = []
+    asked: list[Task] = []
     for attempt in range(1 + config.rollout.resample):
-        tasks = task_batch(parts.tasks, step, wanted, config.seed, attempt)
+        if attempt:
+            tasks = _other_tasks(parts.tasks, wanted, asked, (config.seed, 1, step, attempt))
+        else:
+            tasks = task_batch(parts.tasks, step, wanted, config.seed)
+        asked += tasks
         found, selected = _attempt(config, parts, tasks, step, version, attempt, on_turn)
         metrics.append((len(found.played), selected))
         result.played += found.played
@@ -69,15 +75,19 @@ def gather(config: TrainConfig, parts: Parts, step: int, version: int, on_turn: 
     return result
 
 
-def task_batch(tasks: Sequence[Task], step: int, count: int, seed: int, attempt: int = 0) -> list[Task]:
-    """The tasks of one training step: pass after pass over all of them, each pass in an order of its own.
-
-    Further attempts of a step go through the tasks in other orders.
-    """
+def task_batch(tasks: Sequence[Task], step: int, count: int, seed: int) -> list[Task]:
+    """The tasks of one training step: pass after pass over all of them, each pass in an order of its own."""
     positions = [divmod(position, len(tasks)) for position in range(step * count, (step + 1) * count)]
-    entropy = [seed, attempt] if attempt else [seed]
-    orders = {epoch: np.random.default_rng([*entropy, epoch]).permutation(len(tasks)) for epoch, _ in set(positions)}
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(len(tasks)) for epoch, _ in set(positions)}
     return [tasks[int(orders[epoch][place])] for epoch, place in positions]
+
+
+def _other_tasks(tasks: Sequence[Task], count: int, asked: Sequence[Task], seed: Sequence[int]) -> list[Task]:
+    """``count`` tasks in a random order, none of those that were ``asked`` unless there are no others."""
+    known = {task.id for task in asked}
+    order = (tasks[int(i)] for i in np.random.default_rng(seed).permutation(len(tasks)))
+    others = list(islice((task for task in order if task.id not in known), count))
+    return [*others, *islice(cycle(asked), count - len(others))]
 
 
 def _attempt(
@@ -89,7 +99,8 @@ def _attempt(
     attempt: int,
     on_turn: OnTurn,
 ) -> tuple[Experience, dict[str, float | None]]:
-    seed = (config.seed, 1, step, attempt) if attempt else (config.seed, 1, step)
+    # A further attempt's last number begins with 2: with a 1 there, it would be the seed of the first's demonstrations.
+    seed = (config.seed, 1, step, attempt + 1) if attempt else (config.seed, 1, step)
     asked = Round(
         tasks=tuple(tasks),
         seed=seed,

@@ -466,7 +466,7 @@ def test_groups_that_say_nothing_are_asked_again(tiny_folder: Path, tmp_path: Pa
     assert (row["zero_variance_share"], row["resampled"], row["trained_tokens"]) == (1.0, 4.0, 0.0)
     stored = list(load_jsonl(result.path / "trajectories" / "step-00001.jsonl", Trajectory))
     assert len({t.id for t in stored}) == 18
-    assert len({t.task.id for t in stored}) > 2
+    assert len({t.task.id for t in stored}) == 6  # other tasks each time
 
 
 def test_token_level_distillation_runs_from_the_same_configuration(tiny_folder: Path, tmp_path: Path) -> None:
