@@ -50,7 +50,7 @@ def gather(config: TrainConfig, parts: Parts, step: int, version: int, on_turn: 
     """
     result, began = Experience(), time.monotonic()
     wanted = config.rollout.tasks_per_step
-    metrics: list[tuple[int, dict[str, float | None]]] = []
+    attempts: list[tuple[Experience, dict[str, float | None]]] = []
     asked: list[Task] = []
     for attempt in range(1 + config.rollout.resample):
         if attempt:
@@ -59,7 +59,7 @@ def gather(config: TrainConfig, parts: Parts, step: int, version: int, on_turn: 
             tasks = task_batch(parts.tasks, step, wanted, config.seed)
         asked += tasks
         found, selected = _attempt(config, parts, tasks, step, version, attempt, on_turn)
-        metrics.append((len(found.played), selected))
+        attempts.append((found, selected))
         result.played += found.played
         result.critiques += found.critiques
         result.demonstrations += found.demonstrations
@@ -68,9 +68,9 @@ def gather(config: TrainConfig, parts: Parts, step: int, version: int, on_turn: 
         wanted -= len({t.group_id for t in kept})
         if wanted <= 0 or not config.rollout.resample:
             break
-    result.row = {**_checked(result, config), **_mean(metrics)}
+    result.row = {**_checked(result, config), **_mean(attempts)}
     if config.rollout.resample:
-        result.row["resampled"] = sum(count for count, _ in metrics[1:]) / config.rollout.group_size
+        result.row["resampled"] = sum(len(found.played) for found, _ in attempts[1:]) / config.rollout.group_size
     result.seconds = time.monotonic() - began
     return result
 
@@ -146,11 +146,15 @@ def _checked(found: Experience, config: TrainConfig) -> dict[str, Any]:
     return dict(row)
 
 
-def _mean(metrics: Sequence[tuple[int, dict[str, float | None]]]) -> dict[str, float | None]:
-    """Means of the attempts' metrics, weighted by their numbers of trajectories."""
+def _mean(attempts: Sequence[tuple[Experience, dict[str, float | None]]]) -> dict[str, float | None]:
+    """Means of the attempts' metrics, weighted by the numbers of trajectories that they are shares of."""
     merged: dict[str, float | None] = {}
-    for name in metrics[0][1]:
-        known = [(count, row[name]) for count, row in metrics if row[name] is not None]
+    for name in attempts[0][1]:
+        weighted = [
+            (len(found.demonstrations if name == "demonstrator_em" else found.played), row[name])
+            for found, row in attempts
+        ]
+        known = [(count, value) for count, value in weighted if value is not None]
         total = sum(count for count, _ in known)
-        merged[name] = sum(count * (value or 0.0) for count, value in known) / total if total else None
+        merged[name] = sum(count * value for count, value in known) / total if total else None
     return merged
