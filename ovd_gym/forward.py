@@ -93,8 +93,14 @@ class _Known:
     def rows(self, sources: Sequence[int]) -> _Known:
         """Row ``i`` is a copy of row ``sources[i]``."""
         index = torch.tensor(sources, device=self.lengths_B.device)
-        layers = [layer and (layer[0][index], layer[1][index]) for layer in self.layers]
+        layers = [layer and (_picked(layer[0], sources), _picked(layer[1], sources)) for layer in self.layers]
         return _Known(layers, self.visible_BS[index], self.lengths_B[index])
+
+
+def _picked(rows: Tensor, sources: Sequence[int]) -> Tensor:
+    """``rows[sources]``. Indexing with a tensor would add up the gradient of a row in an order that threads decide."""
+    apart = rows.unbind()
+    return torch.stack([apart[source] for source in sources])
 
 
 class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers is partly typed

@@ -108,6 +108,19 @@ def test_a_row_sees_nothing_of_the_others(tiny: LlamaForCausalLM) -> None:
     assert torch.equal(mine[first:], theirs[first:])
 
 
+def test_threads_do_not_decide_the_last_bits_of_a_gradient(tiny: LlamaForCausalLM) -> None:
+    """A resumed run ends with the same bits; so what sixteen rows add to one prompt is added up in one order."""
+    batch, threads = grouped(10, (390,), 16, 4), torch.get_num_threads()
+    parameters = list(tiny.requires_grad_(True).parameters())
+    decoder = Decoder(tiny)
+    try:
+        torch.set_num_threads(4)
+        found = [torch.autograd.grad(predicting(decoder, batch)[0].square().sum(), parameters) for _ in range(12)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
 @pytest.mark.parametrize("budget", [1, 40, 70, 10_000])
 def test_micro_batches_compute_no_more_than_they_may(budget: int) -> None:
     pieces = list(micro_batches(GROUPS, budget))
