@@ -12,7 +12,7 @@ from ovd_gym.records import Critique, Task, Trajectory
 from ovd_gym.statistics import auroc, wilson_interval
 from ovd_gym.teachers.base import Teacher
 
-__all__ = ["Evaluation", "evaluate", "summarize"]
+__all__ = ["Evaluation", "evaluate", "mean_logprob", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def summarize(trajectories: Sequence[Trajectory], critiques: Sequence[Critique])
     ``reward``, ``em`` (share with reward 1), ``turns``, ``truncated``, ``failed`` (shares), ``helped`` (share that
     read a teacher's feedback), ``score`` (mean trajectory score, 0-9), ``step_score``, ``invalid_share`` (of all
     scores), for each status that occurred ``invalid_timeout`` and the like, ``zero_variance_share`` (of the groups),
-    ``correct_logprob`` (nats per sampled token of right episodes), ``score_auroc`` (the probability that the teacher
+    ``correct_logprob`` (:func:`mean_logprob` of right episodes), ``score_auroc`` (the probability that the teacher
     ranks a right episode above a wrong one).
     """
     graded = [t for t in trajectories if t.reward is not None]
@@ -79,15 +79,16 @@ def summarize(trajectories: Sequence[Trajectory], critiques: Sequence[Critique])
         "invalid_share": _mean(not score.valid for score in scores),
         **{f"invalid_{status}": count / len(scores) for status, count in sorted(causes.items())},
         "zero_variance_share": _mean(max(g) == min(g) for g in groups.values() if len(g) > 1),
-        "correct_logprob": _correct_logprob(graded),
+        "correct_logprob": mean_logprob([t for t in graded if t.reward == 1.0]),
         "score_auroc": _score_auroc(graded, critiques),
     }
 
 
-def _correct_logprob(trajectories: Sequence[Trajectory]) -> float | None:
-    right = [t for t in trajectories if t.reward == 1.0]
-    tokens = sum(t.num_sampled for t in right)
-    return sum(sum(t.logprobs) for t in right) / tokens if tokens else None
+def mean_logprob(trajectories: Sequence[Trajectory]) -> float | None:
+    """Nats per token that the student sampled; None if it sampled none. A demonstrator's tokens do not count."""
+    own = [t.logprobs[s.start : s.end] for t in trajectories for s in t.steps if s.source == "student"]
+    tokens = sum(map(len, own))
+    return sum(map(sum, own)) / tokens if tokens else None
 
 
 def _score_auroc(trajectories: Sequence[Trajectory], critiques: Sequence[Critique]) -> float | None:

@@ -53,13 +53,18 @@ def reason_to_stop(rows: Sequence[Row], config: HealthConfig) -> str | None:
     if len(recent) < config.patience:
         return None
     floor = config.entropy_floor
-    if floor and all(row["entropy"] < floor and (row["em"] or 0.0) < 0.5 for row in recent):
+    if floor and all(_below(row["entropy"], floor) and (row["em"] or 0.0) < 0.5 for row in recent):
         return f"the entropy has been below {floor} nats per token for {config.patience} steps (health.entropy_floor)"
     known = [row["correct_logprob"] for row in rows if row.get("correct_logprob") is not None]
-    drop, last = config.likelihood_drop, [row.get("correct_logprob") for row in recent]
-    if drop and all(value is not None and value < max(known) - drop for value in last):
+    drop = config.likelihood_drop
+    if drop and all(_below(row.get("correct_logprob"), max(known, default=0.0) - drop) for row in recent):
         return (
             f"right trajectories have been {drop} nats per token less likely than at best for {config.patience} steps "
             "(health.likelihood_drop)"
         )
     return None
+
+
+def _below(value: float | None, limit: float) -> bool:
+    """Whether ``value`` is a number, and below ``limit``."""
+    return value is not None and value < limit

@@ -26,7 +26,7 @@ from ovd_gym.config import TrainConfig
 from ovd_gym.config_files import load_config
 from ovd_gym.credit import Credit, assign_credit
 from ovd_gym.errors import ConfigError, TrainingStopped
-from ovd_gym.evaluate import evaluate
+from ovd_gym.evaluate import evaluate, mean_logprob
 from ovd_gym.experience import Experience, gather
 from ovd_gym.health import reason_to_stop, warnings_of
 from ovd_gym.pipeline import Ahead, InStep, Source
@@ -184,7 +184,8 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
                 done += 1
                 sampled = sum(t.num_sampled for t in found.played)
                 # The mean of -logprob over sampled tokens is an unbiased estimate of the entropy they were drawn with.
-                row |= {"entropy": sum(-sum(t.logprobs) for t in found.played) / max(1, sampled)}
+                mean = mean_logprob(found.played)
+                row |= {"entropy": None if mean is None else -mean}
                 row |= {"sampled_tokens": sampled, "tokens_per_s": sampled / found.seconds}
                 row |= {"step": done, "seconds": time.monotonic() - began}
                 row |= {"peak_memory_gib": peak_memory_gib(learner.decoder.device)}

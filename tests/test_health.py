@@ -33,6 +33,7 @@ def test_a_collapse_of_entropy_stops_unless_the_task_is_solved() -> None:
     assert "health.entropy_floor" in (reason_to_stop(low, config) or "")
     assert reason_to_stop(low[:2], config) is None
     assert reason_to_stop([*low[:2], row()], config) is None
+    assert reason_to_stop([*low[:2], row(entropy=None)], config) is None  # nothing was sampled
     assert reason_to_stop([row(entropy=0.01, em=0.9)] * 3, config) is None
     assert reason_to_stop(low, HealthConfig()) is None
 

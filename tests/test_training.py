@@ -270,6 +270,7 @@ def test_imitation_learns_the_demonstrators_tokens_and_resumes(
     assert [row["em"] for row in rows] == [1.0] * 4
     assert rows[3]["nll"] < rows[0]["nll"] - 0.5
     assert all(row["trained_tokens"] > 0 for row in rows)
+    assert all(row["entropy"] is row["correct_logprob"] is None for row in rows)  # the student sampled nothing
     shutil.copytree(whole.path, tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-00004")
     train(resume=tmp_path / "resumed", display=quiet())
