@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,9 @@ from ovd_gym.config import TrainConfig
 from ovd_gym.errors import ConfigError, unknown
 
 __all__ = ["load_config", "parse_setting", "parse_spec"]
+
+MAX_VALUES = 100_000
+"""Keys and values of a configuration file."""
 
 
 def load_config(source: str | Path | Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -37,7 +41,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ConfigError(f"setting {text!r}: expected key=value, such as learner.learning_rate=1e-4")
     try:
         return name, yaml.safe_load(value)
-    except yaml.YAMLError:
+    except Exception:  # noqa: BLE001  (besides its own errors, what int(), date() and deep nesting raise)
         raise ConfigError(f"setting {text!r}: its value is not valid YAML") from None
 
 
@@ -54,8 +58,14 @@ def parse_spec(text: str, what: str) -> tuple[str, dict[str, Any]]:
     return name, dict(map(parse_setting, options))
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses a key given twice: which of the two was meant?"""
+class _PlainYaml(yaml.SafeLoader):
+    """YAML that refuses a key given twice (which of the two was meant?) and a few lines that stand for millions."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and (size := _size(node, {})) > MAX_VALUES:
+            raise yaml.YAMLError(f"it holds {size:g} values, aliases written out; at most {MAX_VALUES:,} are read")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -66,14 +76,24 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainYaml)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except Exception as error:  # noqa: BLE001  (besides its own errors, what int(), date() and deep nesting raise)
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, got {type(tree).__name__}")
     return tree
+
+
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """Number of values in ``node`` with its aliases written out; infinite for one that holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        inner = (part for item in parts for part in (item if isinstance(item, tuple) else (item,)))
+        known[id(node)] = 1 + sum(_size(part, known) for part in inner)
+    return known[id(node)]
 
 
 def _laid_over(tree: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 import yaml
 
 from ovd_gym.config import TrainConfig
@@ -162,6 +164,52 @@ def test_a_configuration_file_can_execute_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(path)
     assert not (tmp_path / "made").exists()
+
+
+LAUGHS = "\n".join(f"    a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'ha'}]" for n in range(30))
+MERGES = "\n".join(f"    m{n}: &m{n} {{{f'<<: [*m{n - 1}, *m{n - 1}]' if n else 'a: 1'}}}" for n in range(60))
+DAMAGED = {
+    "an alias for millions": f"student: {{model: a}}\nenv:\n  id: x\n  options:\n{LAUGHS}",
+    "merges for millions": f"student: {{model: a}}\nenv:\n  id: x\n  options:\n{MERGES}",
+    "a value that holds itself": "student: {model: a}\nenv: &a {id: x, options: *a}",
+    "deep nesting": "a: " + "[" * 5000 + "]" * 5000,
+    "a huge number": "student: {model: a}\nsteps: " + "1" * 5000,
+    "a date that is none": "student: {model: a}\nsteps: 2001-99-99",
+    "a tag that does not fit": "student: {model: a}\nsteps: !!bool maybe",
+    "a timestamp that is none": "student: {model: a}\nsteps: !!timestamp x",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_what_yaml_chokes_on_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="is not valid YAML") as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_aliases_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("student: {model: a}\nenv: {id: x, options: {a: &a {k: 1}, b: *a, c: {<<: *a, l: 2}}}\n")
+    assert load_config(path).env.options == {"a": {"k": 1}, "b": {"k": 1}, "c": {"k": 1, "l": 2}}
+
+
+YAML_PIECES = (
+    "student: ", "env: ", "steps: ", "{", "}", "[", "]", "- ", "\n", "  ", "&a ", "*a", "<<: ", "? ", ": ", "!!int ",
+    "!!timestamp ", "!!python/name:os.system ", "!!set ", "1:2:3", "2001-01-32", "0o9", ".inf", "|", ">", "'", '"', "#",
+    "%TAG ! x\n", "---\n", "\ufeff", "a", "model",
+)  # fmt: skip
+
+
+@given(text=st.lists(st.sampled_from(YAML_PIECES) | st.text(max_size=3), max_size=30).map("".join))
+def test_any_file_is_a_configuration_or_refused_in_one_line(tmp_path_factory: Any, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    path.write_text(text, encoding="utf-8", errors="replace")
+    try:
+        load_config(path)
+    except ConfigError as error:
+        assert len(str(error).splitlines()) == 1
 
 
 def test_schema_documents_itself() -> None:
