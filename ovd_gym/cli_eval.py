@@ -102,8 +102,10 @@ def _evaluate_all(player: Entrant, asked: Sequence[Contest], plan: Plan, out: Pa
 def _finish(out: Path, found: Sequence[Figures]) -> None:
     """Print and write the figures. Exit code 3 if episodes failed; all of a set is an error."""
     from ovd_gym.eval_results import markdown, sheet
+    from ovd_gym.folders import refuse_links
 
     results, table = out / "results.jsonl", out / "results.md"
+    refuse_links(results, table)
     shown = sheet(found)
     try:
         results.write_text("".join(one.model_dump_json() + "\n" for one in found), encoding="utf-8")

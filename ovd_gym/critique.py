@@ -20,12 +20,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ovd_gym.errors import ConfigError, DataError
+from ovd_gym.folders import refuse_links
 from ovd_gym.llm.choice import Usage
 from ovd_gym.records import Critique, Record, load_appended, load_jsonl, save_jsonl
 from ovd_gym.teachers.base import Teacher
 from ovd_gym.teachers.labelled import Attempt
 
 __all__ = ["Batch", "CritiqueFolder", "Judged", "judge", "score_attempts", "stored_critiques"]
+
+_WRITTEN = ("attempts.jsonl", "critiques", "batches.jsonl", "measurements.json", "critique.html")
 
 
 class Batch(Record):
@@ -60,10 +63,11 @@ class CritiqueFolder:
     """Scores on disk. Attempts may be added; one that is there already must be the same.
 
     Raises:
-        DataError: a damaged file, or another attempt under an id that is taken.
+        DataError: a damaged file, a link in the folder, or another attempt under an id that is taken.
     """
 
     def __init__(self, path: Path, attempts: Sequence[Attempt]) -> None:
+        refuse_links(*(path / name for name in _WRITTEN))
         self.path = path
         try:
             (path / "critiques").mkdir(parents=True, exist_ok=True)

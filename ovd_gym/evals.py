@@ -26,6 +26,7 @@ from ovd_gym.agents.base import Agent
 from ovd_gym.agents.scripted import ScriptedAgent
 from ovd_gym.errors import ConfigError, DataError
 from ovd_gym.eval_setup import Plan, Settings
+from ovd_gym.folders import refuse_links
 from ovd_gym.llm.choice import Usage
 from ovd_gym.records import Record, Task, Text, Trajectory, load_appended, save_jsonl
 from ovd_gym.rollout import Env, rollout, turns_of
@@ -78,10 +79,12 @@ class EvalFolder:
     """The episodes of one agent at one set of questions.
 
     Raises:
-        ConfigError: the folder holds episodes played under other settings. DataError: a damaged file, a full disk.
+        ConfigError: the folder holds episodes played under other settings.
+        DataError: a damaged file, a link in the folder, a full disk.
     """
 
     def __init__(self, path: Path, settings: Settings) -> None:
+        refuse_links(path)
         self.path = path
         file = path / "settings.json"
         if file.exists():

@@ -28,6 +28,7 @@ from ovd_gym.credit import Credit, assign_credit
 from ovd_gym.errors import ConfigError, TrainingStopped
 from ovd_gym.evaluate import evaluate, mean_logprob
 from ovd_gym.experience import Experience, gather
+from ovd_gym.folders import refuse_links
 from ovd_gym.health import reason_to_stop, warnings_of
 from ovd_gym.pipeline import Ahead, InStep, Source
 from ovd_gym.progress import Display
@@ -83,6 +84,7 @@ def train(
 
     Raises:
         ConfigError: nothing has been written. TrainingStopped: the last checkpoint stays valid.
+        DataError: the folder to resume holds a link, or is damaged.
     """
     _follow()
     custom = teacher if isinstance(teacher, Teacher) else None
@@ -91,6 +93,7 @@ def train(
     if resume is not None:
         if config is not None or any(key.partition(".")[0] != "scale" for key in laid):
             raise ConfigError("a resumed run keeps its configuration, except for scale: give resume, or that beside it")
+        refuse_links(*Path(resume).glob("*"))
         recorder = Recorder.resume(Path(resume), laid)
         _same_teacher(recorder.config, custom)
         parts = _parts(recorder.config, custom)

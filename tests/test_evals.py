@@ -269,6 +269,20 @@ def test_a_folder_with_other_settings_is_refused(world: Path) -> None:
         sums()
 
 
+@pytest.mark.parametrize("name", ["results.md", "results.jsonl", "EvalSums-v0", "EvalSums-v0/.episodes.new"])
+def test_an_evaluation_is_not_written_through_a_link(world: Path, name: str) -> None:
+    sums()
+    (precious := world / "precious").write_text("first\nlast")
+    link = world / "eval" / name
+    if link.is_dir():
+        link.rename(world / "moved")
+    link.unlink(missing_ok=True)
+    link.symlink_to(precious)
+    with pytest.raises(DataError, match="is a link"):
+        sums()
+    assert precious.read_text() == "first\nlast"
+
+
 def test_a_choice_of_questions_is_fixed(world: Path) -> None:
     sums("--limit", "4")
     chosen = [e.question for e in load_jsonl("eval/EvalSums-v0/episodes.jsonl", Episode)]

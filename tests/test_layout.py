@@ -29,7 +29,7 @@ LAYERS = (
     | {"config", "config_files"},
     {"calls", "schedule", "placement"},
     {"llm", "actions", "sanitize", "statistics", "arithmetic", "usage"},
-    {"plugins", "provenance", "trackers", "serving"},
+    {"plugins", "provenance", "trackers", "serving", "folders"},
     {"records", "errors"},
 )
 PLUGIN_USERS = {"", "__main__", "cli", "cli_search", "training", "build", "evaluate", "explain"} | {
