@@ -106,7 +106,8 @@ class Recorder:
 
     def checkpoints(self) -> list[Path]:
         """Checkpoint folders, oldest first."""
-        return sorted((self.path / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
+        found = [path for path in (self.path / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
+        return sorted(found, key=lambda path: int(path.name[5:]))
 
     def restore(self, learner: Learner, say: Callable[[str], None]) -> int:
         """Load the newest checkpoint that is whole; the number of training steps it has seen, 0 without any.
@@ -205,8 +206,14 @@ class Recorder:
         return file.read_bytes().count(b"\n") if file.is_file() else 0
 
     def versions(self) -> dict[str, str]:
-        """Of Python and the libraries that the run was made with."""
-        found: dict[str, str] = json.loads((self.path / "versions.json").read_text(encoding="utf-8"))
+        """Of Python and the libraries that the run was made with. Raises :class:`DataError` for a damaged file."""
+        file = self.path / "versions.json"
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{file}: cannot be read as JSON ({error}): the file is damaged") from None
+        if not isinstance(found, dict) or not all(isinstance(version, str) for version in found.values()):
+            raise DataError(f"{file}: expected the versions of libraries by name: the file is damaged")
         return found
 
     def credits(self, step: int) -> dict[str, Credit]:
@@ -270,7 +277,7 @@ def load_checkpoint(path: Path, learner: Learner) -> int:
                 raise DamagedCheckpoint(f"{damaged} (checksum of {name})")
         weights, moments = (load_file(path / name) for name in _WEIGHTS)
         step = int(state["step"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise DamagedCheckpoint(f"{damaged} ({type(error).__name__}: {error})") from None
     shapes = {name: p.shape for name, p in learner.parameters.items()}
     if {name: weight.shape for name, weight in weights.items()} != shapes:
@@ -307,18 +314,22 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if line.endswith("\n"):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}:{number}: not JSON ({error}): the file is damaged") from None
-            if not isinstance(row, dict) or not isinstance(row.get("step"), int) or row["step"] < 0:
-                raise DataError(
-                    f"{path}:{number}: expected an object whose step is a number from 0: {line.strip()[:60]}"
-                )
-            rows.append(row)
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(line, parse_int=_whole)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: not JSON ({error}): the file is damaged") from None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int) or row["step"] < 0:
+            raise DataError(
+                f"{path}:{number}: expected an object whose step is a number from 0: {str(row)[:60]!r}"
+            )
+        rows.append(row)
     return rows
+
+
+def _whole(digits: str) -> int | float:
+    """A number of a row. One of more than 18 digits is none of ours, and too long for a file's name."""
+    return int(digits) if len(digits) <= 18 else float(digits)
 
 
 def _write_atomically(path: Path, text: str) -> None:

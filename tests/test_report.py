@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 from bs4 import BeautifulSoup
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -25,6 +27,7 @@ from ovd_gym.recorder import Recorder
 from ovd_gym.records import Critique, Score, Trajectory
 from ovd_gym.report.calibration import reliability
 from ovd_gym.report.charts import charts_of
+from ovd_gym.report.curve import write_curve
 from ovd_gym.report.episodes import FLAGS, Episode, Vocabulary, body, flags, paired, row, spread
 from ovd_gym.report.page import pack, render_page
 from ovd_gym.report.run import report_on
@@ -325,6 +328,49 @@ def test_a_step_is_a_number_before_it_is_part_of_a_path(recorder: Recorder, tmp_
         file.write(json.dumps({"step": step}) + "\n")
     with pytest.raises(DataError, match=r"metrics.jsonl:5: expected an object whose step is a number"):
         report_on({"run": recorder}, tmp_path / "page.html")
+
+
+DAMAGED_ROWS = {
+    "deep nesting": '{"step": 1, "x": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "no UTF-8": '{"step": 1, "x": "\udcff"}',
+    "a step too long for a file's name": '{"step": 1' + "0" * 300 + "}",
+    "what acts on a terminal": '"\x9b2J\u202e"',
+}
+
+
+@pytest.mark.parametrize("row", DAMAGED_ROWS.values(), ids=DAMAGED_ROWS)
+def test_a_damaged_row_is_named_in_one_line(recorder: Recorder, tmp_path: Path, row: str) -> None:
+    with (recorder.path / "metrics.jsonl").open("a", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(row + "\n")
+    with pytest.raises(DataError, match=r"metrics.jsonl:5: ") as caught:
+        report_on({"run": recorder}, tmp_path / "page.html")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["[1", "[1]", '{"torch": 2}', "[" * 100_000])
+def test_damaged_versions_are_named(recorder: Recorder, tmp_path: Path, text: str) -> None:
+    (recorder.path / "versions.json").write_text(text)
+    with pytest.raises(DataError, match=r"versions.json: "):
+        report_on({"run": recorder}, tmp_path / "page.html")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.sampled_from([10**18, 10**400]) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = st.dictionaries(st.sampled_from(["reward", "accuracy", "low", "high", "episodes", "score", "x"]), JSON)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(["metrics", "evaluations"]), fields=FIELDS)
+def test_any_row_is_drawn_or_left_out(recorder: Recorder, tmp_path: Path, name: str, fields: dict[str, Any]) -> None:
+    file = recorder.path / f"{name}.jsonl"
+    before = file.read_bytes()
+    file.write_bytes(before + json.dumps({"step": 4, **fields}).encode() + b"\n")
+    report_on({"run": recorder}, tmp_path / "page.html")
+    write_curve(tmp_path / "curve.png", recorder.metrics(), recorder.evaluations(), "any")
+    file.write_bytes(before)
 
 
 # The command -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["CHARTS", "Chart", "Line", "Rows", "charts_of"]
+__all__ = ["CHARTS", "Chart", "Line", "Rows", "charts_of", "number"]
 
 Rows = Mapping[Literal["metrics", "evaluations"], Sequence[Mapping[str, Any]]]
 """The rows of one run: a metrics row per training step, an evaluations row per evaluation."""
@@ -171,7 +171,7 @@ def _series(rows: Rows, line: Line) -> dict[str, list[float | None]] | None:
     points = [
         (row, step, value)
         for row in rows[line.source]
-        if (step := _number(row.get("step"))) is not None and (value := _number(row.get(line.key))) is not None
+        if (step := number(row.get("step"))) is not None and (value := number(row.get(line.key))) is not None
     ]
     if not points:
         return None
@@ -179,8 +179,8 @@ def _series(rows: Rows, line: Line) -> dict[str, list[float | None]] | None:
     return {
         "x": [step for _, step, _ in points],
         "y": _rounded(value * line.scale for _, _, value in points),
-        "low": _rounded(_number(row.get("low")) for row, _, _ in points) if ends else [],
-        "high": _rounded(_number(row.get("high")) for row, _, _ in points) if ends else [],
+        "low": _rounded(number(row.get("low")) for row, _, _ in points) if ends else [],
+        "high": _rounded(number(row.get("high")) for row, _, _ in points) if ends else [],
     }
 
 
@@ -189,5 +189,6 @@ def _rounded(values: Iterable[float | None]) -> list[float | None]:
     return [None if value is None else float(f"{value:.6g}") for value in values]
 
 
-def _number(value: object) -> float | None:
+def number(value: object) -> float | None:
+    """``value`` if it is a number that can be drawn."""
     return float(value) if isinstance(value, int | float) and isfinite(value) else None

@@ -13,7 +13,7 @@ from ovd_gym.errors import DataError
 from ovd_gym.recorder import Kind, Recorder
 from ovd_gym.records import Score
 from ovd_gym.report.calibration import reliability
-from ovd_gym.report.charts import charts_of
+from ovd_gym.report.charts import charts_of, number
 from ovd_gym.report.curve import write_curve
 from ovd_gym.report.episodes import FLAGS, Episode, Vocabulary, body, paired, row, spread
 from ovd_gym.report.page import pack, write_page
@@ -174,9 +174,9 @@ def _credit(recorder: Recorder) -> str | None:
 
 def _ends(rows: Sequence[Mapping[str, Any]], key: str) -> Iterator[dict[str, Any]]:
     """The first and the last of the rows that hold a number for ``key``."""
-    known = [row for row in rows if row.get(key) is not None]
+    known = [row for row in rows if number(row.get(key)) is not None]
     for found in (known[0], known[-1]) if len(known) > 1 else known:
-        yield {name: found.get(name) for name in ("step", key, "low", "high", "episodes")}
+        yield {name: number(found.get(name)) for name in ("step", key, "low", "high", "episodes")}
 
 
 def _title(runs: Sequence[Recorder]) -> str:
