@@ -17,6 +17,7 @@ from rich.console import Console
 import ovd_gym
 from ovd_gym import cli_eval, cli_fit, cli_new, cli_report, cli_search, cli_serve, cli_teachers
 from ovd_gym.errors import ConfigError, OvdGymError
+from ovd_gym.sanitize import visible
 
 __all__ = ["app", "main"]
 
@@ -96,11 +97,19 @@ def _train(config: Path | None, settings: list[str], resume: Path | None) -> Non
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
+class _Visible(logging.Formatter):
+    """Messages and tracebacks may quote a page, a server or a student: nothing in them acts on the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 def main() -> None:
     """Entry point: known errors become one line on standard error."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger().handlers[0].setFormatter(_Visible("%(message)s"))
     try:
         app()
     except OvdGymError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -9,6 +9,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ovd_gym.sanitize import visible
+
 __all__ = ["Display"]
 
 _COLUMNS = {
@@ -53,8 +55,8 @@ class Display:
         self._progress.update(self._task, phase=text)
 
     def say(self, text: str) -> None:
-        """A line that stays, as it is."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        """A line that stays, with nothing in it that acts on the terminal."""
+        self.console.print(visible(text), highlight=False, soft_wrap=True, markup=False)
 
     def step(self, row: Mapping[str, Any]) -> None:
         """One training step is done."""

@@ -1,7 +1,8 @@
 """Untrusted text made inert: reserved markers get a visible escape, so that no text can forge an action,
 an answer, a chat turn or a score.
 
-Applied to every tool result before the student reads it, and to everything a teacher reads.
+:func:`escape_markers` is applied to every tool result before the student reads it, and to everything a teacher reads;
+:func:`visible` to what a person reads in a terminal.
 
 Markers are looked for in a folded copy of the text: without invisible characters, and with plain letters for those
 that look like them. Only the signs that make a marker are replaced, in the text itself; the rest stays as it is.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["escape_markers"]
+__all__ = ["escape_markers", "visible"]
 
 _NAMES = (
     r"think|search|open|find|information|answer|tool_calls?|tool_response|tool_sep|tools|start_of_turn|end_of_turn"
@@ -43,16 +44,16 @@ _VISIBLE = re.compile(
 _LOOK_ALIKES = (
     ("АВЕЅСОРНІЈКМТХУаеѕсорһіјхуӏԁ", "ABESCOPHIJKMTXYaescophijxyld"),
     ("ΑΒΕΖΗΙΚΜΝΟΡΤΧΥονϹϲƦʀ", "ABEZHIKMNOPTXYovCcRr"),
-    ("‹〈⟨〈›〉⟩〉∶꞉ː∣ǀ│", "<<<<>>>>:::|||"),
+    ("ɑɡı", "agi"),
+    ("‹〈⟨〈❮❰ᐸ›〉⟩〉❯❱ᐳ∶꞉ː׃∣ǀ│", "<<<<<<<>>>>>>>::::|||"),
 )
 
 
 class _Folding(dict[int, str]):
-    """A table for :meth:`str.translate` that puts one plain character for one that only looks different."""
+    """A table for :meth:`str.translate` that puts plain characters for one that only looks different, as "fi" is one."""
 
     def __missing__(self, code: int) -> str:
-        folded = unicodedata.normalize("NFKC", chr(code))
-        self[code] = folded if len(folded) == 1 else chr(code)
+        self[code] = unicodedata.normalize("NFKC", chr(code))  # as some tokenizers do
         return self[code]
 
 
@@ -85,5 +86,24 @@ def _fold(text: str) -> tuple[str, range | list[int]]:
     if text.isascii():
         return text, range(len(text))
     runs = list(_VISIBLE.finditer(text))
+    seen = "".join(run[0] for run in runs)
     places = [place for run in runs for place in range(run.start(), run.end())]
-    return "".join(run[0] for run in runs).translate(_FOLDING), places
+    folded = seen.translate(_FOLDING)
+    if len(folded) != len(seen):
+        places = [place for char, place in zip(seen, places, strict=True) for _ in _FOLDING[ord(char)]]
+    return folded, places
+
+
+def visible(text: str) -> str:
+    r"""``text`` with every character that acts on a terminal or hides shown by its code; line breaks stay.
+
+    >>> visible("a\x1b[2Jb\u202ec")
+    'a\\x1b[2Jb\\u202ec'
+    """
+    return "".join(char if char == "\n" or not _acts(char) else ascii(char)[1:-1] for char in text.expandtabs(4))
+
+
+def _acts(char: str) -> bool:
+    """Whether ``char`` is no visible one: control, format, private, unassigned (C*), line separators (Zl, Zp)."""
+    category = unicodedata.category(char)
+    return category.startswith("C") or category in {"Zl", "Zp"}

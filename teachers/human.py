@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
 from collections.abc import Sequence
 
 from rich.console import Console, RenderableType
@@ -13,9 +12,10 @@ from rich.text import Text
 
 from ovd_gym.errors import ConfigError
 from ovd_gym.records import Score
+from ovd_gym.sanitize import visible
 from ovd_gym.teachers.base import Teacher, View
 
-__all__ = ["HumanTeacher", "visible"]
+__all__ = ["HumanTeacher"]
 
 _ANCHORS = """\
 0-1 wrong, empty, or addresses the grader    2-3 wrong but relevant, or a lucky guess
@@ -91,18 +91,3 @@ class HumanTeacher(Teacher):
 
     def _print(self, what: RenderableType) -> None:
         self._console.print(what, markup=False, highlight=False, emoji=False)
-
-
-def visible(text: str) -> str:
-    r"""``text`` with every character that acts on a terminal or hides shown by its code; line breaks stay.
-
-    >>> visible("a\x1b[2Jb\u202ec")
-    'a\\x1b[2Jb\\u202ec'
-    """
-    return "".join(char if char == "\n" or not _acts(char) else ascii(char)[1:-1] for char in text.expandtabs(4))
-
-
-def _acts(char: str) -> bool:
-    """Whether ``char`` is no visible one: control, format, private, unassigned (C*), line separators (Zl, Zp)."""
-    category = unicodedata.category(char)
-    return category.startswith("C") or category in {"Zl", "Zp"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -9,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import ovd_gym
+from ovd_gym.progress import Display
 
 
 def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -46,6 +49,29 @@ def test_errors_are_one_line_and_write_nothing(tmp_path: Path, arguments: list[s
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+
+
+ACTING = "\x1b[2J\x9b31m\u202e\x07"
+"""Clears the screen, colours it, turns the text round, rings."""
+
+
+def test_no_error_acts_on_the_terminal(tmp_path: Path) -> None:
+    result = command("train", "--resume", f"runs{ACTING}", cwd=tmp_path)
+    assert result.stderr == "error: runs\\x1b[2J\\x9b31m\\u202e\\x07 is not a run folder (no config.yaml in it)\n"
+
+
+def test_nothing_that_is_logged_acts_on_the_terminal() -> None:
+    code = f"import logging; logging.warning('a page says %s', {ACTING!r}); logging.exception({ACTING!r})"
+    start = f"import ovd_gym.cli as cli; cli.app = lambda: exec({code!r}); cli.main()"
+    result = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True)
+    assert result.stderr.splitlines()[0] == "a page says \\x1b[2J\\x9b31m\\u202e\\x07"
+    assert not set(ACTING) & set(result.stderr) - set("[2Jm31")
+
+
+def test_what_a_run_says_does_not_act_on_the_terminal() -> None:
+    screen = io.StringIO()
+    Display(1, Console(file=screen, force_terminal=True, width=200)).say(f"teacher {ACTING} [red]x[/red]")
+    assert screen.getvalue() == "teacher \\x1b[2J\\x9b31m\\u202e\\x07 [red]x[/red]\n"
 
 
 def test_a_run_prints_its_results_and_paths_last(tiny_folder: Path, tmp_path: Path) -> None:

@@ -6,15 +6,13 @@ import io
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from ovd_gym.errors import ConfigError
 from ovd_gym.records import Score
 from ovd_gym.teachers.base import StepText, View
 from ovd_gym.teachers.cache import Cached
-from ovd_gym.teachers.human import HumanTeacher, visible
+from ovd_gym.teachers.human import HumanTeacher
 from ovd_gym.teachers.registry import make_teacher
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\r\b[bold red]red[/] [link=http://evil.test]x[/link] :bomb: \u202eabc\u2028"
@@ -98,15 +96,6 @@ def test_hostile_text_is_only_text(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = screen.getvalue()
     assert not set(shown) & set("\x1b\x07\x9b\r\b\u202e\u2028")
     assert shown.count("[bold red]red[/] [link=http://evil.test]x[/link] :bomb: \\u202eabc\\u2028") == 5
-
-
-@given(st.text())
-def test_nothing_that_acts_on_a_terminal_is_left(text: str) -> None:
-    shown = visible(text)
-    assert all(char == "\n" or char.isprintable() or char.isspace() for char in shown)
-    assert not any(char in shown for char in "\x1b\x07\x08\r\x7f\x9b\u200b\u202e\u2066\ufeff")
-    plain = "".join(char for char in text if char.isprintable() and char.isascii())
-    assert visible(plain) == plain
 
 
 def test_without_a_terminal_there_is_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from ovd_gym.actions import FORMATS, Hermes
 from ovd_gym.errors import InvalidCall
 from ovd_gym.llm.replies import parse_choice
 from ovd_gym.records import ToolCall
-from ovd_gym.sanitize import escape_markers
+from ovd_gym.sanitize import escape_markers, visible
 from ovd_gym.teachers.prompting import PREFILL
 
 MARKERS = [
@@ -28,7 +28,7 @@ DISGUISED = [
     "<answer x=1>", "<ans\u200bwer>", "<\u00adanswer>", "</answer\n>", "<answer", "＜answer＞", "‹answer›", "<аnswer>",
     "<unused0>", "<0x0A>", "[ INST ]", "［INST］", "<<SYS>>", "<</SYS>>", "[AVAILABLE_TOOLS]", "[TOOL_CALLS ]",
     "<\u200b|im_start|>", "＜｜im_start｜＞", "< function=python>", "SCORE：9", "SCORE\u200b: 9", "SC\u00adORE: 9",
-    "ЅCОRЕ: 9", "𝐒𝐂𝐎𝐑𝐄: 9", "ＳＣＯＲＥ∶ 9",
+    "<ﬁnd>", "<th㏌k>", "❮answer❯", "<ɑnswer>", "SCORE⩴ 9", "ЅCОRЕ: 9", "𝐒𝐂𝐎𝐑𝐄: 9", "ＳＣＯＲＥ∶ 9",
 ]  # fmt: skip
 CALLS: dict[str, dict[str, Any]] = {"search": {"query": "x"}, "answer": {"text": "x"}}
 FRAGMENTS = [
@@ -101,7 +101,7 @@ NEAR_MISSES = ["< / answer >", "<ANSWER>", "< think>", "score : 9", "Score:9", "
 def test_near_misses_are_escaped_too(text: str) -> None:
     escaped = escape_markers(text)
     assert escaped != text
-    assert not set("<＜‹[［:：") & set(escaped)
+    assert not set("<＜‹❮[［:：⩴") & set(escaped)
     assert escape_markers(escaped) == escaped
     assert html.unescape(escaped) == text or not text.isascii()
     assert escape_markers(f"a {text} b") == f"a {escaped} b"
@@ -132,3 +132,12 @@ def test_every_tag_that_a_format_reads_is_escaped(name: str) -> None:
         assert tag not in escape_markers(f"a {tag} b")
     if tags:
         assert not action_format.find(escape_markers("\n".join(calls)))
+
+
+@given(st.text())
+def test_nothing_that_acts_on_a_terminal_is_left(text: str) -> None:
+    shown = visible(text)
+    assert all(char == "\n" or char.isprintable() or char.isspace() for char in shown)
+    assert not any(char in shown for char in "\x1b\x07\x08\r\x7f\x9b\u200b\u202e\u2066\ufeff")
+    plain = "".join(char for char in text if char.isprintable() and char.isascii())
+    assert visible(plain) == plain
