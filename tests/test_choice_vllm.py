@@ -77,6 +77,8 @@ def test_it_reads_what_transformers_reads(tiny_folder: Path) -> None:
     assert model.reads_logits
     assert FakeLLM.made["enable_prefix_caching"]
     assert FakeLLM.made["logprobs_mode"] == "raw_logprobs"
+    assert FakeLLM.made["trust_remote_code"] is False
+    assert FakeLLM.made["load_format"] == "safetensors"
     assert FakeLLM.made["max_model_len"] == 201
     assert (FakeLLM.params.max_tokens, FakeLLM.params.temperature) == (1, 0.0)
 
@@ -124,6 +126,7 @@ def test_the_name_knows_the_weights(tiny_folder: Path, tmp_path: Path) -> None:
         ({"min_mass": 2.0}, "min_mass must be in"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"engine_options": {"dtype": "float16"}}, "options of vllm.LLM must not set dtype"),
+        ({"engine_options": {"trust_remote_code": True}}, "options of vllm.LLM must not set trust_remote_code"),
         ({"engine_options": {"surprise": 1}}, "unexpected keyword argument 'surprise'"),
         ({"engine_options": {"gpu_memory_utilization": 0}}, "Engine core initialization failed."),
         ({"model": "no/such-folder/at-all"}, "no/such-folder/at-all"),

@@ -212,5 +212,11 @@ def test_any_file_is_a_configuration_or_refused_in_one_line(tmp_path_factory: An
         assert len(str(error).splitlines()) == 1
 
 
+def test_a_setting_can_execute_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        parse_setting(f"student=!!python/object/apply:os.mkdir [{str(tmp_path / 'made')!r}]")
+    assert not (tmp_path / "made").exists()
+
+
 def test_schema_documents_itself() -> None:
     assert set(TrainConfig.model_fields) >= {"env", "student", "teacher", "credit", "rollout", "learner", "evaluation"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from contextlib import suppress
@@ -10,8 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from ovd_gym.config_files import load_config
 from ovd_gym.errors import ConfigError
+from ovd_gym.explain import explain
 from ovd_gym.llm.models import load_model, load_tokenizer
 
 HOSTILE = "import pathlib\npathlib.Path({mark!r}).write_text('ran')\n"
@@ -68,6 +72,31 @@ def test_even_honest_weights_in_a_pickle_are_refused(tiny_folder: Path, tmp_path
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(ConfigError, match="safetensors"):
         load_model(str(folder))
+
+
+def test_adapters_in_a_pickle_are_refused(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark, folder = tmp_path / "mark", tmp_path / "adapters"
+    monkeypatch.setenv("OVD_GYM_TEST_MARK", str(mark))
+    folder.mkdir()
+    for file in tiny_folder.glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    settings = {"peft_type": "LORA", "base_model_name_or_path": str(tiny_folder), "target_modules": ["q_proj"], "r": 2}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    torch.save({"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": Payload()}, folder / "adapter_model.bin")
+    with pytest.raises(ConfigError, match=r"no adapter_model.safetensors in it"):
+        load_model(str(folder))
+    assert not mark.exists()
+
+
+def test_explaining_a_configuration_runs_no_code_of_its_model(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder, mark = copied(tiny_folder, tmp_path / "model"), tmp_path / "mark"
+    with_code(folder, "config.json", {"AutoConfig": "hostile.C"}, mark)
+    with suppress(Exception):  # what it makes of such a folder does not matter here
+        explain(load_config({"student": {"model": str(folder)}}), Console(file=io.StringIO()))
+    assert not mark.exists()
 
 
 def copied(source: Path, target: Path) -> Path:

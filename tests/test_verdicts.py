@@ -177,6 +177,15 @@ def test_built_in_checklists_and_own_files(tmp_path: Path) -> None:
     assert load_checklist(own) == load_checklist(str(own)) == load_checklist(ITEMS)
 
 
+@pytest.mark.parametrize("text", ["!!python/object/apply:os.mkdir [made]", "[" * 5000, "2001-99-99", "!!bool x"])
+def test_a_checklist_can_execute_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"checklist own.yaml: "):
+        load_checklist("own.yaml")
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize(
     ("items", "message"),
     [

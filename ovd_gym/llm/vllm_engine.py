@@ -37,7 +37,8 @@ def start_vllm(name: str, options: Mapping[str, Any], fixed: Mapping[str, Any]) 
             f"or start a vLLM server and use that ({error})"
         ) from None
     source = resolve_model(name)
-    given = {"enable_prefix_caching": True, "logprobs_mode": "raw_logprobs", **options, **fixed}
+    safe = {"trust_remote_code": False, "load_format": "safetensors"}  # left to itself, vLLM falls back on pickles
+    given = {"enable_prefix_caching": True, "logprobs_mode": "raw_logprobs", **safe, **options, **fixed}
     try:
         return vllm, vllm.LLM(str(source), **given)
     except (RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
