@@ -213,9 +213,13 @@ def sheet_of_pairs(pair: PairedFigures) -> Sheet:
 
 
 def markdown(table: Sheet) -> str:
-    """The table as Markdown; what a name might hold to break it is escaped."""
+    """The table as Markdown; what a name might hold to break it, or to be more than text, is escaped."""
     lines = [table.head, ["---"] * len(table.head), *table.rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("](", "]&#40;")
 
 
 def _shown(found: Estimate | None, sign: str = "") -> str:

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from ovd_gym import train
+from ovd_gym import cli_eval, train
 from ovd_gym.cli import app
 from ovd_gym.envs.math_qa.tasks import BENCHMARKS as MATH
 from ovd_gym.envs.web_search.env import SearchEnv
 from ovd_gym.errors import ConfigError, DataError, InfrastructureError, OvdGymError
-from ovd_gym.eval_results import Figures, figures
+from ovd_gym.eval_results import Figures, Sheet, figures, markdown
 from ovd_gym.eval_setup import Plan, Settings, contests, entrant, open_contest
 from ovd_gym.evals import Episode, EvalFolder
 from ovd_gym.records import Step, Task, Trajectory, load_jsonl
@@ -281,6 +281,25 @@ def test_an_evaluation_is_not_written_through_a_link(world: Path, name: str) -> 
     with pytest.raises(DataError, match="is a link"):
         sums()
     assert precious.read_text() == "first\nlast"
+
+
+HOSTILE = "a|b\n<img src=x>[x](http://evil.test)\x1b[2J\x9b1m[red]"
+"""A name out of somebody else's folder."""
+
+
+def test_names_are_only_text_in_markdown() -> None:
+    shown = markdown(Sheet("t", ["", HOSTILE], [[HOSTILE, "0.5 [0.1, 0.9]"]])).splitlines()
+    assert len(shown) == 3
+    assert shown[2].count(" | ") == 1
+    assert shown[2].endswith("| 0.5 [0.1, 0.9] |")
+    assert not {text for text in ("<img", "](") if text in "".join(shown)}
+
+
+def test_names_are_only_text_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    cli_eval._print(Sheet(HOSTILE, ["", HOSTILE], [[HOSTILE, "1"]]))
+    shown = capsys.readouterr().out
+    assert not set(shown) & set("\x1b\x9b")
+    assert shown.count("[red]") == 3
 
 
 def test_a_choice_of_questions_is_fixed(world: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 import zlib
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from bs4 import BeautifulSoup
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -364,6 +365,7 @@ FIELDS = st.dictionaries(st.sampled_from(["reward", "accuracy", "low", "high", "
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(["metrics", "evaluations"]), fields=FIELDS)
+@example(name="evaluations", fields={"accuracy": 0.5, "low": math.nan, "high": [math.inf], "episodes": "x"})
 def test_any_row_is_drawn_or_left_out(recorder: Recorder, tmp_path: Path, name: str, fields: dict[str, Any]) -> None:
     file = recorder.path / f"{name}.jsonl"
     before = file.read_bytes()
