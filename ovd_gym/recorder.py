@@ -320,9 +320,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not JSON ({error}): the file is damaged") from None
         if not isinstance(row, dict) or not isinstance(row.get("step"), int) or row["step"] < 0:
-            raise DataError(
-                f"{path}:{number}: expected an object whose step is a number from 0: {str(row)[:60]!r}"
-            )
+            raise DataError(f"{path}:{number}: expected an object whose step is a number from 0: {str(row)[:60]!r}")
         rows.append(row)
     return rows
 

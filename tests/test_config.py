@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-import yaml
 
 from ovd_gym.config import TrainConfig
 from ovd_gym.config_files import load_config, parse_setting
@@ -206,10 +206,12 @@ YAML_PIECES = (
 def test_any_file_is_a_configuration_or_refused_in_one_line(tmp_path_factory: Any, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     path.write_text(text, encoding="utf-8", errors="replace")
+    problem = ""
     try:
         load_config(path)
     except ConfigError as error:
-        assert len(str(error).splitlines()) == 1
+        problem = str(error)
+    assert len(problem.splitlines()) <= 1
 
 
 def test_a_setting_can_execute_nothing(tmp_path: Path) -> None:

@@ -55,9 +55,9 @@ def report_on(
         raise DataError(f"nothing to report on: no finished training step or evaluation in {', '.join(empty)}")
     reader = _Reader(sum(map(len, chosen)), on_section)
     facts = []
-    for number, (recorder, sections) in enumerate(zip(runs.values(), chosen, strict=True)):
-        judged = reader.read(number, recorder, sections)
-        facts.append(_facts(list(runs)[number], recorder) | {"calibration": judged})
+    for which, (recorder, sections) in enumerate(zip(runs.values(), chosen, strict=True)):
+        judged = reader.read(which, recorder, sections)
+        facts.append(_facts(list(runs)[which], recorder) | {"calibration": judged})
     overview = {
         "runs": facts,
         "charts": charts_of([{"metrics": r.metrics(), "evaluations": r.evaluations()} for r in runs.values()]),
