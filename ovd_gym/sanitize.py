@@ -50,7 +50,7 @@ _LOOK_ALIKES = (
 
 
 class _Folding(dict[int, str]):
-    """A table for :meth:`str.translate` that puts plain characters for those that look like them, or hold two in one."""
+    """A table for :meth:`str.translate` that puts plain characters for one that looks like them, or holds several."""
 
     def __missing__(self, code: int) -> str:
         self[code] = unicodedata.normalize("NFKC", chr(code))  # as some tokenizers do
