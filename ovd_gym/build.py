@@ -19,7 +19,7 @@ from ovd_gym.config import DemonstratorConfig, EnvConfig, StudentConfig, TrainCo
 from ovd_gym.errors import ConfigError
 from ovd_gym.learner import Learner, trainable_model
 from ovd_gym.llm.decoder import Decoder
-from ovd_gym.llm.models import load_model, load_tokenizer
+from ovd_gym.llm.models import load_model, load_tokenizer, quiet
 from ovd_gym.llm.transformers_lm import TransformersLM
 from ovd_gym.players import LocalPlayers, Players, Stage
 from ovd_gym.plugins import check_options, find_function
@@ -82,7 +82,8 @@ class Parts:
         """Write the trained model as a plain transformers (or peft) folder, with ``card`` as its README."""
         self.voice.decoder.load(self.learner.weights())
         model: Any = self.voice.decoder.model
-        model.save_pretrained(path)
+        with quiet():
+            model.save_pretrained(path)
         self.voice.tokenizer.save_pretrained(path)
         (path / "README.md").write_text(card, encoding="utf-8")
 

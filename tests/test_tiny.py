@@ -39,9 +39,10 @@ def test_a_seed_gives_weights_and_touches_no_global_generator(tokenizer: PreTrai
     assert not torch.equal(first["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
 
 
-def test_a_saved_model_is_loaded_as_it_was(tmp_path: Path) -> None:
+def test_a_saved_model_is_loaded_as_it_was(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = tiny_llama(BYTES, num_hidden_layers=1)
     save_model(model, BYTES, tmp_path)
+    assert capfd.readouterr() == ("", "")  # no bar of transformers' own
     loaded, tokenizer = load_model(str(tmp_path))
     assert isinstance(loaded, LlamaForCausalLM)
     assert (loaded.config.num_hidden_layers, loaded.generation_config.eos_token_id) == (1, BYTES.eos_token_id)

@@ -236,10 +236,13 @@ def test_when_no_checkpoint_is_whole_nothing_is_changed(finished: RunResult, tmp
     assert (path / "metrics.jsonl").read_text() == before
 
 
-def test_full_fine_tuning_exports_a_plain_model(tiny_folder: Path, tmp_path: Path) -> None:
+def test_full_fine_tuning_exports_a_plain_model(
+    tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     learner = {"lora_rank": 0, "learning_rate": 1e-3}
     evaluation = {"options": {"task_options": {"size": 4, "seed": 99}}, "episodes": 4}
     result = run(tiny_folder, tmp_path / "full", learner=learner, steps=1, checkpoint_every=1, evaluation=evaluation)
+    assert capfd.readouterr() == ("", "")  # the display is the test's, and transformers shows none
     model = AutoModelForCausalLM.from_pretrained(result.path / "model")
     start = AutoModelForCausalLM.from_pretrained(tiny_folder)
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))

@@ -17,6 +17,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ovd_gym.llm.models import quiet
+
 __all__ = ["END", "byte_tokenizer", "learned_tokenizer", "save_model", "tiny_llama", "tokenizer_of"]
 
 END = "<|end|>"
@@ -82,5 +84,6 @@ def tiny_llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **shape: Any) 
 
 def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
     """Write both as a transformers folder; the tokenizer last, so that a folder that has one is complete."""
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

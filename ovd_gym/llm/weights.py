@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from ovd_gym.errors import TrainingStopped
 from ovd_gym.llm.decoder import Decoder
 from ovd_gym.llm.engine import Engine, Written
+from ovd_gym.llm.models import quiet
 
 __all__ = ["WeightSender"]
 
@@ -79,7 +80,8 @@ class WeightSender:
 
     def _write(self, folder: Path) -> None:
         if self._adapters:
-            cast(Any, self._decoder.model).save_pretrained(folder)
+            with quiet():
+                cast(Any, self._decoder.model).save_pretrained(folder)
         else:
             self._decoder.save(folder)
 
