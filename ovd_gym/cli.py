@@ -7,6 +7,7 @@ by Ctrl-C or SIGTERM.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -108,6 +109,7 @@ def main() -> None:
     """Entry point: known errors become one line on standard error."""
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger().handlers[0].setFormatter(_Visible("%(message)s"))
+    sys.path.append(os.getcwd())  # a module of one's own is named from where it lies; what is installed goes first
     try:
         app()
     except OvdGymError as error:

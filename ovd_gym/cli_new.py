@@ -26,7 +26,7 @@ def new(
     name: Annotated[str, typer.Argument(help="Of the package, such as my-critic.")],
     folder: Annotated[Path, typer.Option(help="Where its folder goes.")] = Path(),
 ) -> None:
-    """Write a package with an environment or a teacher to start from: module, entry point, and a test that passes."""
+    """Write a package with an environment or a teacher to start from: a module, and a test that passes."""
     from ovd_gym.scaffold import write_package
 
     path = write_package(kind.value, name, folder)

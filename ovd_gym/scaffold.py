@@ -24,7 +24,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*([-_][A-Za-z0-9]+)*")
 def write_package(kind: Kind, name: str, parent: Path) -> Path:
     """Write a package called ``name`` into a new folder of that name in ``parent``; the folder.
 
-    It holds a module with a world or a teacher to be changed, its entry point, and a test that passes.
+    It holds a module with a world or a teacher to be changed, and a test that passes.
 
     Raises:
         ConfigError: a name that is no name or taken by a module, a folder that exists or cannot be written.

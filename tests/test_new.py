@@ -48,19 +48,24 @@ def test_a_package_passes_its_own_tests_and_the_linter(kind: str, tmp_path: Path
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize(
-    ("kind", "group", "key"), [("env", "gymnasium.envs", "__root__"), ("teacher", "ovd_gym.teachers", "Strict_critic")]
-)
-def test_its_entry_point_leads_to_it(
-    kind: str, group: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = write_package("env" if kind == "env" else "teacher", NAMES[kind], tmp_path)
+def test_a_teachers_entry_point_leads_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = write_package("teacher", NAMES["teacher"], tmp_path)
     project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
-    assert project["name"] == NAMES[kind]
-    module, _, attribute = project["entry-points"][group][key].partition(":")
+    assert project["name"] == NAMES["teacher"]
+    module, _, attribute = project["entry-points"]["ovd_gym.teachers"]["Strict_critic"].partition(":")
     monkeypatch.syspath_prepend(str(package))
     assert callable(getattr(importlib.import_module(module), attribute))
     sys.modules.pop(module)
+
+
+def test_its_module_is_found_from_its_folder(tmp_path: Path) -> None:
+    package = write_package("env", NAMES["env"], tmp_path)
+    words = ["eval", "my_shop:play", "--env", "my_shop:MyShop-v0 action_format=line", "--out", str(tmp_path / "out")]
+    safe = [sys.executable, "-P", "-m", "ovd_gym", *words]  # -P: as the installed command, which knows no folder
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(safe, cwd=package, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1.000" in done.stdout
 
 
 @pytest.mark.parametrize(
