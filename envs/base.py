@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from ovd_gym.actions import ActionFormat, get_format
+from ovd_gym.envs.jsonl import file_tasks
 from ovd_gym.envs.spaces import UnicodeText
 from ovd_gym.envs.tools import Toolbox, tool
 from ovd_gym.errors import (
@@ -69,7 +70,8 @@ class ToolEnv(gym.Env[str, str]):
     An invalid call is an error observation, not an exception: the student reads what was wrong and goes on.
 
     Args:
-        tasks: the questions; ``reset`` draws one at random, or takes ``options={"task": Task}`` or
+        tasks: the questions, or the path of a JSON-lines file of them (:func:`~ovd_gym.envs.jsonl.plain_task` says what
+            a row holds); ``reset`` draws one at random, or takes ``options={"task": Task}`` or
             ``{"task_index": i}``.
         action_format: name or object of an :class:`~ovd_gym.actions.ActionFormat`.
         tools: names of the tools to offer besides the final ones; None offers all.
@@ -90,7 +92,7 @@ class ToolEnv(gym.Env[str, str]):
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        tasks: str | Sequence[Task],
         *,
         action_format: str | ActionFormat = "hermes",
         tools: Sequence[str] | None = None,
@@ -101,8 +103,12 @@ class ToolEnv(gym.Env[str, str]):
         system_prompt: str = "",
         render_mode: Literal["ansi"] | None = None,
     ) -> None:
+        if isinstance(tasks, str):
+            tasks = file_tasks(tasks)
         if not len(tasks):
             raise ConfigError(f"{type(self).__name__} got no tasks: it needs at least one")
+        if not isinstance(tasks[0], Task):
+            raise ConfigError(f"tasks are Task records, or the path of a .jsonl file of them, got {tasks[0]!r:.80}")
         for name, value in (
             ("max_turns", max_turns),
             ("max_tokens", max_tokens),

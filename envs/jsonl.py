@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from ovd_gym.errors import DataError
 from ovd_gym.records import Task, first_problem
 
-__all__ = ["Row", "read_rows", "row_of", "take_text", "take_texts", "task_of"]
+__all__ = ["Row", "file_tasks", "plain_task", "read_rows", "row_of", "take_text", "take_texts", "task_of"]
+
+_ANSWERS = ("golden_answers", "answers", "answer")
 
 
 class Row(NamedTuple):
@@ -52,6 +54,14 @@ def read_rows(path: str | Path, what: str = "tasks") -> Iterator[Row]:
         raise DataError(f"{path}: no {what} in it: expected one JSON object a line")
 
 
+def file_tasks(path: str | Path) -> Sequence[Task]:
+    """The tasks of a JSON-lines file, plain or gzipped, read by :func:`plain_task`.
+
+    Raises :class:`~ovd_gym.errors.DataError` naming file, line and field; no task of a faulty file is returned.
+    """
+    return tuple(map(plain_task, read_rows(path)))
+
+
 def row_of(value: Any, where: str, default_id: str) -> Row:
     """``value`` as a row. Raises :class:`~ovd_gym.errors.DataError` when it is no JSON object."""
     if not isinstance(value, dict):
@@ -75,6 +85,27 @@ def take_texts(row: Row, name: str) -> list[str]:
     if not values or not all(isinstance(v, str | int | float) and str(v).strip() for v in values):
         raise DataError(f"{row.where}: field {name!r} must be a text or a list of texts, none empty, got {value!r:.80}")
     return [str(v).strip() for v in values]
+
+
+def plain_task(row: Row, texts: Sequence[str] = ()) -> Task:
+    """The task of a row with a ``question`` and its gold answers.
+
+    These are ``golden_answers`` or ``answers`` (a list) or ``answer`` (a text or a list). ``id`` is optional. All other
+    fields become metadata, those of an object called ``metadata`` among them; those of ``texts`` are lists of texts.
+    """
+    question = take_text(row, "question")
+    field = next((name for name in _ANSWERS if name in row.fields), None)
+    if field is None:
+        raise DataError(f"{row.where}: no gold answers: expected one of the fields {', '.join(_ANSWERS)}")
+    answers = dict.fromkeys(take_texts(row, field))
+    nested = row.fields.pop("metadata", {})
+    if not isinstance(nested, dict):
+        raise DataError(f"{row.where}: field 'metadata' must be an object, got {type(nested).__name__}")
+    row.fields.update({key: value for key, value in nested.items() if value is not None and key not in row.fields})
+    for name in texts:
+        if name in row.fields:
+            row.fields[name] = take_texts(row, name)
+    return task_of(row, question, tuple(answers))
 
 
 def task_of(row: Row, question: str, answers: Sequence[str]) -> Task:

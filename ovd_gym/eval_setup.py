@@ -220,7 +220,7 @@ def _contest(name: str, options: Mapping[str, Any], base: EnvConfig | None) -> C
     if world.id == "ovd_gym/Search-v0":
         require_backend(world.options.get("backend"), name)
     kept = {key: value for key, value in world.options.items() if key not in ("tasks", "task_options")}
-    asked: dict[str, JsonValue] = {"tasks": name, "task_options": dict(options)}
+    asked: dict[str, JsonValue] = {"tasks": name, **({"task_options": dict(options)} if options else {})}
     label = Path(name).name.partition(".")[0] if name.endswith((".jsonl", ".jsonl.gz")) else name
     return Contest(_slug(label), EnvConfig(id=world.id, options={**kept, **asked}))
 

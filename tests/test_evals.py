@@ -341,6 +341,13 @@ def test_what_cannot_be_is_refused(world: Path, arguments: list[str], message: s
     assert message in str(caught.value)
 
 
+def test_a_file_of_questions_is_asked_in_a_world_of_ones_own(world: Path) -> None:
+    Path("one.jsonl").write_text('{"question": "4 + 1", "answers": ["5"]}\n')
+    sums("--data", "one.jsonl")
+    assert (results().data, results().questions) == ("one", 1)
+    assert results().shares["accuracy"].value == 1.0
+
+
 def test_names_lead_to_worlds() -> None:
     asked = ["gsm8k", "reasoning_gym:gcd size=5", "world", "closed:nq_open data_folder=here"]
     found = contests(asked, None, None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -18,8 +19,8 @@ from ovd_gym.envs.base import ToolEnv
 from ovd_gym.envs.math_qa import MathEnv
 from ovd_gym.envs.spaces import UnicodeText
 from ovd_gym.envs.tools import tool
-from ovd_gym.errors import ConfigError, EpisodeOver, InfrastructureError, ReplayMismatch, ToolError
-from ovd_gym.records import Task
+from ovd_gym.errors import ConfigError, DataError, EpisodeOver, InfrastructureError, ReplayMismatch, ToolError
+from ovd_gym.records import Task, save_jsonl
 from ovd_gym.registry import ENVIRONMENTS, register_envs
 
 TASKS = tuple(Task(id=str(k), question=f"What is {k} + {k}?", answers=(str(2 * k),)) for k in range(10))
@@ -295,6 +296,23 @@ def test_reset_options(options: dict[str, Any], message: str) -> None:
 def test_constructor_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Toy(TASKS, **options)
+
+
+def test_tasks_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.jsonl"
+    save_jsonl(file, TASKS[:1])
+    with file.open("a") as more:
+        more.write('{"question": "1 + 1", "answer": 2, "hard": true}\n')
+    written = Task(id="tasks-2", question="1 + 1", answers=("2",), metadata={"hard": True})
+    assert Toy(str(file)).tasks == (TASKS[0], written)
+    file.write_text('{"question": "1 + 1"}\n')
+    with pytest.raises(DataError, match=r"tasks\.jsonl:1: no gold answers"):
+        Toy(str(file))
+
+
+def test_tasks_that_are_none() -> None:
+    with pytest.raises(ConfigError, match="Task records, or the path of a .jsonl file"):
+        Toy(cast(Any, [{"question": "1 + 1", "answers": ["2"]}]))
 
 
 class Dealer(ToolEnv):

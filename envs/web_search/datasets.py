@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from ovd_gym.envs.hub import Benchmark, benchmark_rows
-from ovd_gym.envs.jsonl import Row, read_rows, take_text, take_texts, task_of
+from ovd_gym.envs.jsonl import Row, plain_task, read_rows
 from ovd_gym.envs.web_search.base import Passage
 from ovd_gym.envs.web_search.index_sources import read_passages
 from ovd_gym.envs.web_search.world import World
-from ovd_gym.errors import ConfigError, DataError, unknown
+from ovd_gym.errors import ConfigError, unknown
 from ovd_gym.records import Task
 
 __all__ = ["BENCHMARKS", "benchmark", "closed_passages", "closed_questions", "file_questions"]
 __all__ += ["load_questions", "world_questions"]
 
-_ANSWER_FIELDS = ("golden_answers", "answers", "answer")
 _PASSAGES = "wiki_passages.jsonl.gz"
 
 
@@ -134,16 +133,4 @@ def world_questions(*, world_seed: int = 0, size: int = 3000, **options: Any) ->
 
 
 def _task(row: Row) -> Task:
-    question = take_text(row, "question")
-    field = next((name for name in _ANSWER_FIELDS if name in row.fields), None)
-    if field is None:
-        raise DataError(f"{row.where}: no gold answers: expected one of the fields {', '.join(_ANSWER_FIELDS)}")
-    answers = dict.fromkeys(take_texts(row, field))
-    nested = row.fields.pop("metadata", {})
-    if not isinstance(nested, dict):
-        raise DataError(f"{row.where}: field 'metadata' must be an object, got {type(nested).__name__}")
-    row.fields.update({key: value for key, value in nested.items() if value is not None and key not in row.fields})
-    for name in ("gold_titles", "gold_passage_ids"):
-        if name in row.fields:
-            row.fields[name] = take_texts(row, name)
-    return task_of(row, question, tuple(answers))
+    return plain_task(row, texts=("gold_titles", "gold_passage_ids"))
