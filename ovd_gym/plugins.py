@@ -18,7 +18,10 @@ def check_options(what: str, factory: Callable[..., Any], options: Mapping[str, 
     Args:
         what: the plug-in as the user knows it, such as ``"teacher 'digits'"``.
     """
-    signature = inspect.signature(factory)
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:  # a partial whose function does not take what was bound: the questions
+        raise ConfigError(f"{what}: it must take the questions as its first argument, and return a policy") from None
     takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for name in () if takes_all else options:
         if name not in signature.parameters:
