@@ -251,6 +251,10 @@ def test_episodes_that_were_deleted_are_left_out_and_curves_stay(recorder: Recor
     assert 2 not in [s["step"] for s in found["index"]["sections"]]
     reward = next(chart for chart in found["overview"]["charts"] if chart["title"] == "Environment reward")
     assert reward["lines"][0]["runs"][0]["x"] == [1, 2, 3, 4]
+    for file in (recorder.path / "trajectories").iterdir():
+        file.unlink()
+    report_on({"run": recorder}, tmp_path / "page.html")
+    assert blocks(tmp_path / "page.html")["index"] == {"sections": [], "rows": []}
 
 
 def test_a_run_without_a_tokenizer_has_no_tokens(recorder: Recorder, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def report_on(
     Raises :class:`DataError` for a run that has nothing recorded, or a damaged file in it.
     """
     chosen = [_chosen(recorder, limit // len(runs)) for recorder in runs.values()]
-    if empty := [name for name, sections in zip(runs, chosen, strict=True) if not sections]:
+    if empty := [name for name, run in runs.items() if not run.metrics() and not run.evaluations()]:
         raise DataError(f"nothing to report on: no finished training step or evaluation in {', '.join(empty)}")
     reader = _Reader(sum(map(len, chosen)), on_section)
     facts = []
