@@ -93,7 +93,8 @@ def critique(
     for table in tables(findings):
         _print_table(table)
     if len(teachers) > 1:
-        _print_chapter(most_different(attempts, [one for one in judged if not one.again]))
+        once = [one for one in judged if not one.again]
+        _print_chapter(most_different(attempts, once), [one.label for one in once])
     if calibrate is not None:
         written.append(_calibrated(calibrate, attempts, judged[0]))
     for path in written:
@@ -181,8 +182,8 @@ def _print_table(table: Numbers) -> None:
     Console().print(shown)
 
 
-def _print_chapter(chapter: Chapter) -> None:
-    typer.echo(chapter.title)
+def _print_chapter(chapter: Chapter, labels: list[str]) -> None:
+    typer.echo(_plain(f"{chapter.title}: scores of {', '.join(labels)}"))
     for case in chapter.cases[:_SHOWN]:
         scores = " ".join("?" if score.mean is None else f"{score.mean:.1f}" for score in case.scores)
         outcome = {True: "right", False: "wrong", None: "-"}[case.right]

@@ -138,7 +138,7 @@ def test_a_line_cut_short_by_a_kill_is_asked_for_again(reader: str) -> None:
 def test_two_teachers_are_compared(reader: str) -> None:
     output = call("data.jsonl", "--teacher", reader, "--teacher", f"{reader} shift=3").output
     assert re.search(r"reader / reader\+3, attempts\s+│\s+6 │", output)
-    assert "Where the teachers differ most" in output
+    assert "Where the teachers differ most: scores of reader, reader+3\n" in output
     assert re.search(r"2\.0 5\.0  wrong  a2  q2", output)
     (found,) = json.loads(Path("critique/measurements.json").read_text())["comparisons"]
     # 9 8 2 8 1 5 against 9 9 5 9 4 8
