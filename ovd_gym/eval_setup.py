@@ -203,7 +203,7 @@ def contests(data: Sequence[str], env: str | None, run: TrainConfig | None) -> l
     if data:
         return _labelled([_contest(*parse_spec(text, "data"), base) for text in data])
     if base is None:
-        raise ConfigError("say which questions: --data NAME or --env ID; the agent is no run folder, which brings its own")
+        raise ConfigError("say which questions: --data NAME or --env ID; only a run folder brings its own")
     if env is None and run is not None and run.evaluation is not None:
         held_out = merge_options(base.options, run.evaluation.options)
         return [Contest("held-out", EnvConfig(id=base.id, options=held_out))]

@@ -317,7 +317,7 @@ def test_a_choice_of_questions_is_fixed(world: Path) -> None:
     ("arguments", "message"),
     [
         ([], "give an agent"),
-        ([PLAYER], "say which questions: --data NAME or --env ID; the agent is no run folder"),
+        ([PLAYER], "say which questions: --data NAME or --env ID; only a run folder brings its own"),
         ([PLAYER, "--compare", "a", "b"], "--compare reads two evaluations"),
         ([PLAYER, "--data", "nosuch.jsonl"], "which environment is it for"),
         ([PLAYER, "--data", "nq", "--env", "ovd_gym/Math-v0"], "belongs to ovd_gym/Search-v0"),
@@ -326,7 +326,7 @@ def test_a_choice_of_questions_is_fixed(world: Path) -> None:
         ([PLAYER, "--data", "world conut=3"], "conut"),
         ([PLAYER, "--data", "world count"], "expected key=value"),
         ([f"{PLAYER} wrnog=1", "--data", "world"], "did you mean 'wrong'"),
-        (["ovd_gym.agents.searchers:single_search", "--data", "world"], "must take the questions as its first argument"),
+        (["ovd_gym.agents.searchers:single_search", "--data", "world"], "must take the questions"),
         (["evals_of_this_test:nosuch", "--data", "world"], "cannot import"),
         (["no/such/model", "--data", "world"], "no model 'no/such/model'"),
         ([PLAYER, "--data", "world count=3 size=100", "--samples", "2"], "says the same every time"),

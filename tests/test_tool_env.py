@@ -311,7 +311,7 @@ def test_tasks_of_a_file(tmp_path: Path) -> None:
 
 
 def test_tasks_that_are_none() -> None:
-    with pytest.raises(ConfigError, match="Task records, or the path of a .jsonl file"):
+    with pytest.raises(ConfigError, match="Task records, or the path of a"):
         Toy(cast(Any, [{"question": "1 + 1", "answers": ["2"]}]))
 
 
