@@ -81,7 +81,10 @@ class Recorder:
     def create(cls, path: Path, config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Recorder:
         """A new run folder, made whole or not at all. Raises :class:`ConfigError` for a tracker that is missing."""
         check_trackers(config.trackers)
-        staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=_made(path.parent)))
+        try:
+            staged = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=_made(path.parent)))
+        except OSError as error:  # not every file system tells beforehand, as in free()
+            raise ConfigError(f"cannot write the run to {path}: {error.strerror}") from None
         staged.chmod(0o755)
         for name in (*_EPISODES, "checkpoints"):
             (staged / name).mkdir()

@@ -372,6 +372,8 @@ def test_a_damaged_metrics_file_is_named(finished: RunResult, tmp_path: Path) ->
 def test_nothing_is_overwritten(finished: RunResult, tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot write the run"):
         run(tiny_folder, Path("/dev/null/run"))
+    with pytest.raises(ConfigError, match="cannot write the run"):
+        run(tiny_folder, Path("/proc/run"))  # a folder that only says so when it is tried
     with pytest.raises(ConfigError, match="exists already"):
         run(tiny_folder, finished.path)
     with pytest.raises(ConfigError, match="not a run folder"):
