@@ -30,13 +30,8 @@ app = typer.Typer(
 )
 
 
-app.add_typer(cli_search.app)
-app.add_typer(cli_teachers.app)
-app.add_typer(cli_fit.app)
-app.add_typer(cli_report.app)
-app.add_typer(cli_eval.app)
-app.add_typer(cli_new.app)
-app.add_typer(cli_serve.app)
+for part in (cli_eval, cli_report, cli_teachers, cli_fit, cli_new, cli_serve, cli_search):
+    app.add_typer(part.app)
 
 
 @app.callback(invoke_without_command=True)
@@ -46,7 +41,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-Config = Annotated[Path | None, typer.Argument(help="A YAML configuration.")]
+Config = Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A YAML configuration.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value, laid over the file.")]
 Resume = Annotated[Path | None, typer.Option(help="Continue this run folder.")]
 
@@ -65,7 +60,9 @@ def sft(config: Config = None, settings: Settings = None, resume: Resume = None)
 
 
 @app.command(epilog="Example: ovd-gym explain examples/demo.yaml --set learner.lora_rank=0")
-def explain(config: Annotated[Path, typer.Argument(help="A YAML configuration.")], settings: Settings = None) -> None:
+def explain(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML configuration.")], settings: Settings = None
+) -> None:
     """Say what a configuration will do: data flow, batch, and an estimate of memory and time."""
     from ovd_gym.config_files import load_config, parse_setting
     from ovd_gym.explain import explain as run

@@ -31,15 +31,18 @@ app = typer.Typer(help="Evaluate agents.")
 
 @app.command(
     "eval",
-    epilog="Example: ovd-gym eval runs/demo    "
-    "Example: ovd-gym eval Qwen/Qwen2.5-1.5B-Instruct --data gsm8k --data math500 --samples 8 --out evals/qwen    "
-    "Example: ovd-gym eval 'ovd_gym.agents.searchers:follow_titles open_top=1' --data 'world count=200'    "
+    epilog="Example: ovd-gym eval runs/demo\n\n"
+    "Example: ovd-gym eval Qwen/Qwen2.5-1.5B-Instruct --data gsm8k --data math500 --samples 8 --out evals/qwen\n\n"
+    "Example: ovd-gym eval 'ovd_gym.agents.searchers:follow_titles open_top=1' --data 'world count=200'\n\n"
     "Example: ovd-gym eval --compare evals/before evals/after",
 )
 def evaluate(
     agent: Annotated[
         str | None,
-        typer.Argument(help="A run folder, a model, or package.module:function; options after it: 'MODEL key=value'."),
+        typer.Argument(
+            metavar="AGENT",
+            help="A run folder, a model, or package.module:function; options after it: 'MODEL key=value'.",
+        ),
     ] = None,
     data: Annotated[
         list[str] | None, typer.Option(help="Questions by name or file, options after it. Give several for several.")

@@ -25,15 +25,15 @@ app = typer.Typer(help="Fit teachers.")
 
 @app.command(
     "fit-teacher",
-    epilog="Example: ovd-gym fit-teacher mr_ben.jsonl.gz --limit 300 --out critic    "
-    "Example: ovd-gym fit-teacher runs/demo --continuations 4 --out critic    "
+    epilog="Example: ovd-gym fit-teacher mr_ben.jsonl.gz --limit 300 --out critic\n\n"
+    "Example: ovd-gym fit-teacher runs/demo --continuations 4 --out critic\n\n"
     "Then: ovd-gym train CONFIG --set teacher.name=fitted --set teacher.options.folder=critic",
 )
 def fit_teacher(
     data: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DATA...",
+            metavar="DATA",
             help="Run folders (their training episodes); .jsonl or .jsonl.gz files of labelled attempts.",
             show_default=False,
         ),

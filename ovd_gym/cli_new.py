@@ -20,7 +20,7 @@ class Part(StrEnum):
     teacher = "teacher"
 
 
-@app.command(epilog="Example: ovd-gym new env warehouse    Example: ovd-gym new teacher my-critic --folder ~/code")
+@app.command(epilog="Example: ovd-gym new env warehouse\n\nExample: ovd-gym new teacher my-critic --folder ~/code")
 def new(
     kind: Annotated[Part, typer.Argument(help="A tool environment, or a teacher.")],
     name: Annotated[str, typer.Argument(help="Of the package, such as my-critic.")],

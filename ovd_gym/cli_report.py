@@ -19,7 +19,7 @@ __all__ = ["app", "report"]
 app = typer.Typer(help="Read what runs have left.")
 
 Runs = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="Run folders, finished or still going.", show_default=False)
+    list[Path], typer.Argument(metavar="RUN", help="Run folders, finished or still going.", show_default=False)
 ]
 
 

@@ -23,7 +23,7 @@ IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the 
 Sources = Annotated[
     list[Path],
     typer.Argument(
-        metavar="SOURCE...",
+        metavar="SOURCE",
         help=".jsonl or .jsonl.gz files with id, title, text (or Search-R1's contents); .html files; folders of these.",
         show_default=False,
     ),
@@ -32,7 +32,7 @@ Memory = Annotated[int, typer.Option("--memory-mb", min=15, help="Memory for the
 
 
 @index.command(
-    epilog="Example: ovd-gym index build wiki corpus.jsonl.gz    Example: ovd-gym index build site pages/ --overwrite"
+    epilog="Example: ovd-gym index build wiki corpus.jsonl.gz\n\nExample: ovd-gym index build site pages/ --overwrite"
 )
 def build(
     path: IndexPath,

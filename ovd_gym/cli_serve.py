@@ -15,7 +15,7 @@ app = typer.Typer(help="Serve environments.")
     "serve-env", epilog="Example: ovd-gym serve-env 'ovd_gym/Math-v0 tasks=reasoning_gym:basic_arithmetic' --port 8000"
 )
 def serve_env(
-    env: Annotated[str, typer.Argument(help="Environment id, options after it: 'ID key=value'.", show_default=False)],
+    env: Annotated[str, typer.Argument(metavar="ENV", help="Environment id, options after it: 'ID key=value'.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     sessions: Annotated[int, typer.Option(min=1, help="Clients at a time.")] = 16,

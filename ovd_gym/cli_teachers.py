@@ -33,7 +33,7 @@ app = typer.Typer(help="Measure and compare teachers.")
 Data = Annotated[
     list[Path],
     typer.Argument(
-        metavar="DATA...",
+        metavar="DATA",
         help="Run folders; .jsonl or .jsonl.gz files of trajectories or of labelled attempts.",
         show_default=False,
     ),
@@ -49,7 +49,7 @@ Teachers = Annotated[
 
 
 @app.command(
-    epilog="Example: ovd-gym critique runs/demo --teacher 'digits model=SmolLM2-135M-Instruct' --out judged    "
+    epilog="Example: ovd-gym critique runs/demo --teacher 'digits model=SmolLM2-135M-Instruct' --out judged\n\n"
     "Example: ovd-gym critique labelled.jsonl.gz --teacher math-rules --limit 200 --calibrate math-rules.json"
 )
 def critique(

@@ -125,7 +125,7 @@ def test_every_exception_is_still_one() -> None:
 @pytest.mark.usefixtures("beside")
 def test_the_examples_of_the_command_line_itself() -> None:
     def walk(command: Any) -> Iterator[str]:
-        yield from re.findall(r"(?:Example|Then): ovd-gym (.*?)(?=\s{4}|$)", command.epilog or "")
+        yield from re.findall(r"(?:Example|Then): ovd-gym (.*?)(?=\s{2}|$)", command.epilog or "")
         for child in getattr(command, "commands", {}).values():
             yield from walk(child)
 
