@@ -11,6 +11,8 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -379,6 +381,31 @@ def test_the_deadline_holds_whatever_the_server_does(server: ChatServer, fault: 
     assert 0.7 < time.monotonic() - began < 2.5
 
 
+@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize(("packed", "most"), [(False, 20_000_000), (True, 250_000_000)])
+def test_an_answer_without_end_is_not_kept(
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch, packed: bool, most: int, status: int
+) -> None:
+    monkeypatch.setattr(served_chat, "MAX_BYTES", 100_000)
+    pack = zlib.compressobj(wbits=31)
+    bomb = b"".join(pack.compress(b" " * 10_000_000) for _ in range(60)) + pack.flush()
+    server.give(Answer(status, bomb, {"Content-Encoding": "gzip"}) if packed else Answer(status, b" " * 50_000_000))
+    tracemalloc.start()
+    reading = one(served(server, max_retries=0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (reading.status, reading.text) == ("malformed", "an answer of more than 100000 bytes")
+    assert peak < most
+
+
+@pytest.mark.parametrize("key", ["sk-a\nX-Evil: 1", "sk-schlüssel"])
+def test_a_key_that_no_header_can_carry(server: ChatServer, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("TEACHER_KEY", key)
+    with pytest.raises(ConfigError, match="no header can carry") as caught:
+        served(server, api_key_env="TEACHER_KEY")
+    assert key not in str(caught.value)
+
+
 def test_a_server_that_is_not_there_is_an_error(server: ChatServer) -> None:
     model = served(server, base_url="http://127.0.0.1:9/v1", max_retries=1)
     reading = one(model)
@@ -580,8 +607,10 @@ def test_the_key_is_sent_and_shown_nowhere(
         server.give(answer)
         assert KEY[:8] not in one(model).model_dump_json()
     assert one(model).text == "[key]"
-    server.give(Answer(body=verbose.body.replace(b"/", b"\\/")))
-    assert one(model).text == "[key]"
+    escaped = "".join(f"\\u{ord(c):04X}" for c in KEY).encode()
+    for form in (KEY.replace("/", "\\/").encode(), escaped, escaped.lower(), escaped[:6] + KEY[1:].encode()):
+        server.give(Answer(body=verbose.body.replace(KEY.encode(), form)))
+        assert one(model).text == "[key]"
     assert {headers["authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
     assert KEY not in caplog.text
     one(served(server))

@@ -398,8 +398,19 @@ def test_nobody_there(make: Callable[..., HttpEngine]) -> None:
     clock = FakeClock()
     with pytest.raises(BackendOutage, match="3 times") as caught:
         make(SearxngSearch, base_url=gone.url, retries=2, clock=clock).search("lighthouse", 3)
-    assert caught.value.cause == "connection"
+    assert (caught.value.cause, caught.value.detail) == (
+        "connection",
+        "the connection failed (ConnectionError), 3 times",
+    )
     assert len(clock.slept) == 2
+
+
+def test_cookies_are_not_kept(server: FakeServer, make: Callable[..., HttpEngine]) -> None:
+    server.give(Answer(body=json.dumps(SEARXNG).encode(), headers={"Set-Cookie": "who=me"}))
+    engine = make(SearxngSearch)
+    for _ in range(2):
+        engine.search("lighthouse", 3)
+    assert "cookie" not in server.asked[1].headers
 
 
 def test_an_answer_that_drips_past_the_deadline(server: FakeServer, make: Callable[..., HttpEngine]) -> None:

@@ -5,6 +5,7 @@ Teachers read choices from them (:mod:`ovd_gym.llm.choice_served`), agents whole
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -29,8 +30,32 @@ _PASSING = {408, 409, 425, 429}
 _TOO_LONG = ("context_length_exceeded", "maximum context length")
 _FILTERED = ("content_filter", "content_policy_violation")
 _NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached")
+MAX_BYTES = 64_000_000
+"""Of one answer, unpacked."""
 _WANTS_COMPLETION_TOKENS = ("api.openai.com", ".openai.azure.com")
 """Hosts whose newer models refuse ``max_tokens``, the name that all others know."""
+
+
+class _TooLong(httpx2.TransportError):
+    """An answer that is not read to its end."""
+
+
+class _Client(openai.DefaultAsyncHttpxClient):
+    """Reads an answer of whatever status piece by piece, unpacked: a few bytes of it may stand for gigabytes."""
+
+    async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
+        response = await super().send(request, stream=True, **options)
+        if not stream:
+            content = bytearray()
+            try:
+                async for piece in response.aiter_bytes(65_536):
+                    content += piece
+                    if len(content) > MAX_BYTES:
+                        raise _TooLong(f"more than {MAX_BYTES} bytes")
+            finally:
+                await response.aclose()
+            response._content = bytes(content)
+        return response
 
 
 class ServedChat:
@@ -47,6 +72,7 @@ class ServedChat:
     def __init__(self, options: ChatOptions) -> None:
         self.options = options
         self._key = options.key()
+        self._forms = _forms(self._key.get_secret_value()) if self._key else None
         self._tls = httpx2.create_ssl_context()
         self._slots = anyio.CapacityLimiter(options.concurrency)
         self._patience = Patience(options)
@@ -69,7 +95,7 @@ class ServedChat:
             base_url=str(self.options.base_url),
             timeout=httpx2.Timeout(self.options.timeout_s, connect=min(10.0, self.options.timeout_s)),
             max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(verify=self._tls),
+            http_client=_Client(verify=self._tls),
         )
 
     async def ask(self, client: openai.AsyncOpenAI, body: Mapping[str, Any]) -> Completion | Failure:
@@ -95,6 +121,8 @@ class ServedChat:
         except openai.APITimeoutError:
             return Failure("timeout", "the server did not answer in time", again=True, outage=True)
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, _TooLong):
+                return Failure("malformed", f"an answer of {error.__cause__}", outage=True)
             cause = type(error.__cause__ or error).__name__
             return Failure("error", f"no connection to {self.options.host}: {cause}", again=True, outage=True)
         except openai.APIStatusError as error:
@@ -128,10 +156,13 @@ class ServedChat:
 
     def _hidden(self, content: bytes) -> bytes:
         """What a server sent, without the key that it might repeat; to be called before anything is cut off."""
-        key = self._key.get_secret_value() if self._key else ""
-        for form in {key, key.replace("/", "\\/")} - {""}:  # JSON may escape a slash
-            content = content.replace(form.encode(), b"[key]")
-        return content
+        return self._forms.sub(b"[key]", content) if self._forms else content
+
+
+def _forms(key: str) -> re.Pattern[bytes]:
+    """What ``key`` may look like in JSON: any of its characters may be escaped."""
+    characters = (rf"(?:\\?{re.escape(c)}|\\u{ord(c):04x})" for c in key)
+    return re.compile("".join(characters).encode(), re.IGNORECASE)
 
 
 def _told(body: object) -> tuple[str, str]:
