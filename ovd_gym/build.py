@@ -219,6 +219,7 @@ def make_players(config: TrainConfig, worlds: Worlds, voice: Voice, teacher: Tea
         worlds.held_out.stage(advised if helped_held_out else plain) if worlds.held_out else None,
         config.rollout,
         sender,
+        config.student.max_context or voice.decoder.max_positions,
     )
 
 

@@ -56,6 +56,7 @@ class Episode:
         seed: of the environment and the agent.
         source: whose steps these are.
         prefix: the beginning, which is played as it was.
+        max_context: tokens it may hold; None leaves that to the agent.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Episode:
         seed: int,
         source: Literal["student", "teacher"],
         prefix: Prefix | None = None,
+        max_context: int | None = None,
     ) -> None:
         self.seed = seed
         self.status: Literal["terminated", "truncated", "failed"] | None = None
@@ -76,6 +78,7 @@ class Episode:
         self._task = task
         self._source = source
         self._prefix = prefix
+        self._max_context = max_context
         self._env: Env | None = None
         self._steps: list[Step] = list(prefix.kept) if prefix else []
         self._ids: list[int] = list(prefix.trajectory.token_ids[: prefix.ids]) if prefix else []
@@ -116,7 +119,8 @@ class Episode:
 
     def say(self, turn: Turn) -> bool:
         """Take the agent's turn; False when the episode ends here because there was no room to speak."""
-        if turn.completion.ids:
+        held = len(self._ids) + len(self._fed(turn)) + len(turn.completion.ids)
+        if turn.completion.ids and (self._max_context is None or held <= self._max_context):
             self._turn = turn
             return True
         self.status, self._reason = "truncated", "context"  # nobody has read this turn's observation
@@ -198,12 +202,16 @@ class Episode:
 
     def _append(self, turn: Turn) -> int:
         """Add the turn's ids; where its sampled tokens start."""
-        fed = () if self._kept else turn.fed
+        fed = self._fed(turn)
         self._kept = False
         start = len(self._ids) + len(fed)
         self._ids += [*fed, *turn.completion.ids]
         self._logprobs += [*([0.0] * len(fed)), *turn.completion.logprobs]
         return start
+
+    def _fed(self, turn: Turn) -> tuple[int, ...]:
+        """Those of the turn's ids before what was said that are not there already."""
+        return () if self._kept else turn.fed
 
 
 def episode_seed(seed: Sequence[int], index: int) -> int:

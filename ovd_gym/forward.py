@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ovd_gym.batch import Batch
-from ovd_gym.errors import ConfigError
+from ovd_gym.errors import ConfigError, TrainingStopped
 from ovd_gym.llm.decoder import Decoder
 from ovd_gym.sharing import Sharing
 
@@ -28,8 +28,17 @@ __all__ = ["checkpointing", "predicting"]
 
 
 def predicting(decoder: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Hidden states [N, D] that predict the trained tokens, and those tokens [N]."""
+    """Hidden states [N, D] that predict the trained tokens, and those tokens [N].
+
+    Raises:
+        TrainingStopped: a row is longer than what the model's positions are exact for.
+    """
     ids_BT, mask_BT = batch.token_ids_BT, batch.mask_BT
+    if (longest := int(batch.lengths_B.max())) > decoder.max_positions:
+        raise TrainingStopped(
+            f"a trajectory of {longest} tokens, but {decoder.name} has positions for {decoder.max_positions}: set "
+            "student.max_context to at most that"
+        )
     sharing = Sharing.of(batch)
     thrice = decoder.agrees(sharing.best == "leads" and sharing.common > 0)
     if not (thrice or decoder.agrees(sharing.best != "nothing")):

@@ -108,6 +108,7 @@ class LocalPlayers:
         held_out: where the others are; None without an evaluation.
         schedule: how the episodes of a round wait for each other.
         sender: sends ``decoder``'s weights to the engine that samples; None where the student samples with ``decoder``.
+        max_context: tokens that an episode of the demonstrator may hold; None: any number.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class LocalPlayers:
         held_out: Stage | None = None,
         schedule: Schedule = LOCK_STEP,
         sender: WeightSender | None = None,
+        max_context: int | None = None,
     ) -> None:
         self.student = student
         self.training = training
@@ -127,6 +129,7 @@ class LocalPlayers:
         self._held_out = held_out
         self._schedule = schedule
         self._sender = sender
+        self._max_context = max_context
 
     def play(self, played: Round, on_turn: OnTurn = lambda done, tokens: None) -> list[Trajectory]:
         """See :class:`Players`."""
@@ -146,6 +149,7 @@ class LocalPlayers:
             source="teacher" if played.player == "demonstrator" else "student",
             prefixes=played.prefixes,
             first=played.first,
+            max_context=self._max_context if played.player == "demonstrator" else None,
             schedule=self._schedule,
             on_turn=on_turn,
         )

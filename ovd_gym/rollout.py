@@ -50,6 +50,7 @@ def rollout(
     source: Literal["student", "teacher"] = "student",
     prefixes: Sequence[Prefix] | None = None,
     first: int = 0,
+    max_context: int | None = None,
     schedule: Schedule = LOCK_STEP,
     on_turn: Callable[[int, int], None] = lambda done, tokens: None,
 ) -> list[Trajectory]:
@@ -67,6 +68,8 @@ def rollout(
         prefixes: one per episode: it is played up to there as it was, and the agent goes on. An environment that
             unfolds in another way fails the episode.
         first: number of the first group, if this is a part of a round: seeds and ids are those of the whole round.
+        max_context: tokens an episode may hold before it is truncated, for an agent that keeps no count of its own: a
+            demonstrator speaks in the student's tokens, and the student's model will read them. None: no limit.
         schedule: how episodes wait for each other, and for how long at most.
         on_turn: called whenever the work has moved on, at least every tenth of a second, with the number of finished
             episodes and of sampled tokens so far. What it raises ends the rollout.
@@ -88,6 +91,7 @@ def rollout(
             seed=episode_seed(seed, first * group_size + i),
             source=source,
             prefix=prefixes[i] if prefixes else None,
+            max_context=max_context,
         )
         for i in range(len(tasks) * group_size)
     ]

@@ -108,6 +108,14 @@ def test_a_row_sees_nothing_of_the_others(tiny: LlamaForCausalLM) -> None:
     assert torch.equal(mine[first:], theirs[first:])
 
 
+def test_a_row_beyond_the_models_positions_is_refused(tiny: LlamaForCausalLM) -> None:
+    """Shared or not, its last tokens would get probabilities that no sampler draws with."""
+    batch = batch_of(([1] * 500, [2] * 12), ([1] * 500, [2] * 13))
+    assert len(predicting(Decoder(tiny), batch.rows([0]))[0]) == 12
+    with pytest.raises(TrainingStopped, match="a trajectory of 513 tokens, but LlamaForCausalLM has positions for 512"):
+        predicting(Decoder(tiny), batch)
+
+
 def test_threads_do_not_decide_the_last_bits_of_a_gradient(tiny: LlamaForCausalLM) -> None:
     """A resumed run ends with the same bits; so what sixteen rows add to one prompt is added up in one order."""
     batch, threads = grouped(10, (390,), 16, 4), torch.get_num_threads()

@@ -54,9 +54,17 @@ class Case:
     def critiques(self, wholes: Sequence[float | None], steps: Sequence[float] = (8, 2, 7)) -> list[Critique]:
         return [critique(t, steps, whole) for t, whole in zip(self.trajectories, wholes, strict=True)]
 
-    def select(self, critiques: list[Critique], arm: Arm = "ovd", policy: Any = knows, **options: Any) -> Selection:
+    def select(
+        self,
+        critiques: list[Critique],
+        arm: Arm = "ovd",
+        policy: Any = knows,
+        max_context: int | None = None,
+        **options: Any,
+    ) -> Selection:
         config = SelectionConfig(**options)
-        players = LocalPlayers(self.student, ScriptedAgent(policy, self.chat), None, self.stage)
+        demonstrator = ScriptedAgent(policy, self.chat)
+        players = LocalPlayers(self.student, demonstrator, None, self.stage, max_context=max_context)
         return select(self.trajectories, critiques, config, arm=arm, players=players, seed=SEED, step=0)
 
 
@@ -147,6 +155,18 @@ def test_an_episode_that_does_not_unfold_again_stays_as_it_was(case: Case) -> No
     assert selection.trajectories == case.trajectories
     assert selection.demonstrations == []
     assert selection.metrics["replaced"] == 0.0
+
+
+@pytest.mark.parametrize(("arm", "begun"), [("ovd", 0), ("ovd-prefix", 1)])
+def test_a_demonstration_ends_where_the_students_context_does(case: Case, arm: Arm, begun: int) -> None:
+    critiques = case.critiques((1,) + (9,) * 7)
+    (whole,) = case.select(critiques, arm, max_replaced=1).demonstrations[:1]
+    full = len(whole.token_ids)
+    (fits,) = case.select(critiques, arm, max_context=full, max_replaced=1).demonstrations[:1]
+    (cut,) = case.select(critiques, arm, max_context=full - 1, max_replaced=1).demonstrations[:1]
+    assert fits == whole
+    assert (cut.status, cut.reason, cut.reward, len(cut.steps)) == ("truncated", "context", 0.0, begun)
+    assert cut.token_ids == whole.token_ids[: len(cut.token_ids)]
 
 
 def test_the_cap_falls_to_nothing() -> None:

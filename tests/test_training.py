@@ -280,6 +280,8 @@ def test_imitation_learns_the_demonstrators_tokens_and_resumes(
     same_run(whole.path, tmp_path / "resumed")
     with pytest.raises(TrainingStopped, match="none of 4 demonstrations is right"):
         imitation(tiny_folder, tmp_path / "wrong", "blunders")
+    with pytest.raises(TrainingStopped, match="none of 4 demonstrations is right"):
+        imitation(tiny_folder, tmp_path / "long", "adds", **{"student.max_context": 40})  # none has room
     with pytest.raises(ConfigError, match="cannot import"):
         imitation(tiny_folder, tmp_path / "none", "nobody")
 
