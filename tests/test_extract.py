@@ -305,8 +305,9 @@ def test_a_tangled_page_costs_its_limit_and_no_more(name: str) -> None:
 def test_the_process_that_reads_is_confined() -> None:
     read("<p>warm</p>")
     pid = extraction._POOL._idle[-1]._process.pid
-    assert resource.prlimit(pid, resource.RLIMIT_AS)[1] < 4 << 30
-    assert resource.prlimit(pid, resource.RLIMIT_FSIZE) == (0, 0)
+    assert 0 < resource.prlimit(pid, resource.RLIMIT_AS)[1] < 4 << 30  # -1 is no limit
+    for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC, resource.RLIMIT_CORE):
+        assert resource.prlimit(pid, limit) == (0, 0)
 
 
 def test_entities_do_not_multiply() -> None:

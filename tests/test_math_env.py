@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,6 +198,24 @@ def test_a_checker_that_cannot_start_gives_no_grade(env: MathEnv, monkeypatch: p
         act(env, "answer", text="0.25 + 0.25")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for another process's limits")
+def test_the_process_that_grades_is_confined() -> None:
+    assert equivalent("x+1", "1+x")
+    pid = processes._POOL._idle[-1]._process.pid
+    assert 0 < resource.prlimit(pid, resource.RLIMIT_AS)[1] < 4 << 30  # -1 is no limit
+    for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC, resource.RLIMIT_CORE):
+        assert resource.prlimit(pid, limit) == (0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads another process's environment")
+def test_a_worker_knows_no_secret_of_its_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHER_KEY", "sk-s3cr3t")
+    with closing(processes.Worker(processes.ALGEBRA)) as worker:
+        environment = Path(f"/proc/{worker._process.pid}/environ").read_bytes()
+    assert b"s3cr3t" not in environment
+    assert b"PYTHONPATH" in environment
+
+
 def test_a_worker_is_killed_at_its_deadline_and_replaced() -> None:
     with pytest.raises(processes.WorkTimeout):
         processes.call("sympy", "factorint", (10**44 + 31) * (10**46 + 121) * (10**41 + 109), timeout_s=0.2)
@@ -224,7 +245,8 @@ def test_a_plain_number_may_be_written_so(text: str, value: str) -> None:
         *("", "x", "VII", "٣", "７", "3+4", "2*3", "5!", r"\sqrt{16}", "2^3", r"10 \div 2", "(1)(2)+3", "-(-7)", "--7"),
         *("54. + 73. * 34.", "38.+74", r"38\,+\,74", r"38\quad+74", r"38\,\times\,74", "38⋅74", "38∙74", "38|74|"),
         *("38'+74", r"\frac{38}{\frac{1}{74}}", r"\lfloor 2812.5 \rfloor", "38(74)", "print(38*74)", "38 74"),
-        *("56/8", "7/1", "1/0", r"\frac{14}{2}", "1 1/2", "1e9999", "7 million"),
+        *("56/8", "7/1", "1/0", r"\frac{14}{2}", "1 1/2", "1e9999", "7 million", "7 dozens"),
+        *("7π", "7 pi", "7i", "7k", "7 thirds", "7 or", "7 not", "7 minus", "7 mod"),
         *("7 squared", "1,25", "12:30", "1 000"),
         *("6 or 5", "4, 5", "not 5", "5 or 161", "5 = 5", "x = 5 = 6", "{5}", "$5$ $6$", r"\boxed{5} \boxed{6}"),
         *("5\n6", "38 x 74", "38 X 74"),

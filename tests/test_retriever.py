@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 import requests
 import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import JsonValue
 
 from ovd_gym.envs.web_search.base import Hit, Passage, SearchBackend, SearchOutage
@@ -116,6 +118,31 @@ def test_what_cannot_be_answered_is_refused_in_one_line(url: str, body: Any, sta
 def test_a_body_in_chunks_is_bounded_too(url: str) -> None:
     response = requests.post(f"{url}/retrieve", data=(b"x" * 1000 for _ in range(100)), timeout=10)
     assert response.status_code == 413
+
+
+def test_a_page_in_a_browser_is_not_answered(url: str) -> None:
+    """Any page could ask this machine, and one whose name is pointed here could read what it says."""
+    for origin in ("http://evil.test", url, "null"):
+        answer = requests.post(f"{url}/retrieve", json={"queries": ["x"]}, headers={"Origin": origin}, timeout=10)
+        assert (answer.status_code, answer.json()["detail"]) == (403, "requests of web pages are not answered")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["queries", "topk", "return_scores", "x"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.binary(max_size=50) | JSON.map(json.dumps).map(str.encode))
+def test_any_body_is_answered_or_refused(url: str, body: bytes) -> None:
+    response = post(url, body)
+    assert response.status_code in (200, 400, 422)
+    assert response.json().keys() == {"result" if response.status_code == 200 else "detail"}
 
 
 # Client and server together -----------------------------------------------------------------------------

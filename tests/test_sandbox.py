@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from ovd_gym.envs.math_qa import Sandbox, SandboxLimits, processes
+from ovd_gym.envs.math_qa import sandbox as sandboxes
+from ovd_gym.envs.math_qa.shell import show_returned
 from ovd_gym.errors import ConfigError, InfrastructureError, ToolError
 
 LIMITS = SandboxLimits(time_s=0.5, memory_mb=64, output_chars=1000)
@@ -179,6 +181,18 @@ def test_output_is_in_order_and_cut(sandbox: Sandbox) -> None:
     assert "more characters were printed]" in text
     assert len(text) < LIMITS.output_chars + 100
     assert len(sandbox.run("'a' * 10**6")) == LIMITS.output_chars
+
+
+def test_a_value_is_cut_before_it_leaves_the_sandbox(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+
+    def shown(value: str, limit: int) -> str:
+        left.append(len(value))
+        return show_returned(value, limit)
+
+    monkeypatch.setattr(sandboxes, "show_returned", shown)
+    sandbox.run("'x' * 10_000_000")
+    assert left == [sandbox.limits.output_chars]
 
 
 def test_the_same_code_gives_the_same_output() -> None:

@@ -34,8 +34,12 @@ _NUMBER = re.compile(
     r"|\\[dt]?frac ?\{ ?(?P<tex_top>-?[0-9]+) ?\} ?\{ ?(?P<tex_bottom>[0-9]+) ?\})"
     rf"(?: ?(?:\\?%|°|\^ ?\\circ|\^ ?\{{ ?\\circ ?\}}|\\(?:text|mathrm) ?\{{ ?{_WORD} ?\}}|(?P<unit>{_WORD})))?"
 )
-_MULTIPLIERS = frozenset("dozen half hundred thousand million billion trillion squared cubed factorial".split())  # noqa: SIM905
-"""Words behind a number that change it."""
+_COUNTS = "dozen half third fourth fifth tenth hundredth thousandth hundred thousand million billion trillion"
+_CHANGING = frozenset(
+    [word + ending for word in _COUNTS.split() for ending in ("", "s")]
+    + "halves squared cubed factorial root pi π tau e i k bn mod times plus minus negative not or and off".split()  # noqa: SIM905
+)
+"""Words behind a number that change it, or go on about another."""
 
 
 def plain_number(text: str) -> Fraction | None:
@@ -47,7 +51,7 @@ def plain_number(text: str) -> Fraction | None:
     if len(text) > MAX_CHARS:
         return None
     match = _NUMBER.fullmatch(_unwrap(text))
-    if match is None or (match["sign"] and match["inner_sign"]) or (match["unit"] or "").lower() in _MULTIPLIERS:
+    if match is None or (match["sign"] and match["inner_sign"]) or (match["unit"] or "").lower() in _CHANGING:
         return None
     sign = -1 if (match["sign"] or match["inner_sign"] or "+") != "+" else 1
     if match["decimal"]:

@@ -57,8 +57,8 @@ class RetrieveRequest(Answer):
 def make_app(backend: SearchBackend, limits: ServerLimits | None = None) -> FastAPI:
     """The server around ``backend``. A closed corpus sends whole passages, another backend its snippets.
 
-    It answers 422 to a request that is malformed or asks for too much, 413 to a body that is too large, and 503 when
-    the backend has an outage; always with ``{"detail": "..."}``.
+    It answers 422 to a request that is malformed or asks for too much, 413 to a body that is too large, 403 to a page
+    in a browser, and 503 when the backend has an outage; always with ``{"detail": "..."}``.
     """
     fastapi = optional("fastapi")
     limits = limits or ServerLimits()
@@ -70,7 +70,7 @@ def make_app(backend: SearchBackend, limits: ServerLimits | None = None) -> Fast
         pool.shutdown()
 
     app: FastAPI = fastapi.FastAPI(title="ovd-gym retriever", lifespan=lifespan)
-    app.add_middleware(_BodyLimit, max_bytes=limits.max_body_bytes)
+    app.add_middleware(_Gate, max_bytes=limits.max_body_bytes)
     _explain_errors(app)
 
     # Both are plain functions: FastAPI runs them in threads, and a long search does not hold up /health.
@@ -159,8 +159,11 @@ def _explain_errors(app: FastAPI) -> None:
         return JSONResponse({"detail": str(error)}, 503)
 
 
-class _BodyLimit:
-    """Reads a request's body before the application does, and answers 413 when it is too large."""
+class _Gate:
+    """Reads a request's body before the application does, and answers 413 when it is too large.
+
+    A browser says which page asks, and any page could ask this machine: such a request is answered 403.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app, self._max_bytes = app, max_bytes
@@ -168,6 +171,9 @@ class _BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if any(name == b"origin" for name, _ in scope["headers"]):
+            await self._refuse(403, "requests of web pages are not answered", scope, receive, send)
             return
         body = bytearray()
         more = True
@@ -177,7 +183,8 @@ class _BodyLimit:
                 return
             body += message.get("body", b"")
             if len(body) > self._max_bytes:
-                await self._refuse(scope, receive, send)
+                detail = f"the body is too large: at most {self._max_bytes} bytes allowed"
+                await self._refuse(413, detail, scope, receive, send)
                 return
             more = message.get("more_body", False)
         messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
@@ -187,8 +194,7 @@ class _BodyLimit:
 
         await self._app(scope, replay, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, status: int, detail: str, scope: Scope, receive: Receive, send: Send) -> None:
         from fastapi.responses import JSONResponse
 
-        detail = f"the body is too large: at most {self._max_bytes} bytes allowed"
-        await JSONResponse({"detail": detail}, 413, {"Connection": "close"})(scope, receive, send)
+        await JSONResponse({"detail": detail}, status, {"Connection": "close"})(scope, receive, send)
