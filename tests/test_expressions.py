@@ -99,6 +99,11 @@ FRAGMENTS = st.sampled_from(
 )
 
 
+def test_a_long_text_is_not_even_parsed() -> None:
+    with pytest.raises(ToolError, match=r"has 1001 characters, at most 1000"):
+        parse("1" * 1001)
+
+
 @given(st.one_of(st.text(max_size=60), st.lists(FRAGMENTS, max_size=12).map(" ".join)))
 @example("0**-1")
 @example("log(0)*oo")
