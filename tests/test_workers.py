@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -23,10 +22,10 @@ def say(text):
 
 
 @pytest.fixture
-def role(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def role(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "work_of_this_test.py").write_text(ROLE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield "work_of_this_test:role"
+    return "work_of_this_test:role"
 
 
 def test_what_the_work_prints_is_no_reply(role: str) -> None:
@@ -37,9 +36,10 @@ def test_what_the_work_prints_is_no_reply(role: str) -> None:
 def test_a_call_that_was_interrupted_leaves_no_reply_behind(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(WorkerPool(role, 1)) as pool:
         assert pool.call("say", "first", timeout_s=20) == "first"
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patched:
             patched.setattr(processes, "_read_line", interrupted)
-            pool.call("say", "old", timeout_s=20)
+            with pytest.raises(KeyboardInterrupt):
+                pool.call("say", "old", timeout_s=20)
         assert pool.call("say", "new", timeout_s=20) == "new"
 
 
