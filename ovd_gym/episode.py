@@ -89,6 +89,8 @@ class Episode:
         """What the agent said and the environment has not answered yet."""
         self._reward = 0.0
         self._answer: str | None = None
+        self._refused: tuple[str | None, float] | None = None
+        """An answer that a TeacherFeedback did not accept, and its reward: it stands if no other is given."""
         self._reason = ""
 
     @property
@@ -124,6 +126,8 @@ class Episode:
             self._turn = turn
             return True
         self.status, self._reason = "truncated", "context"  # nobody has read this turn's observation
+        if self._refused is not None:
+            self._answer, self._reward = self._refused
         return False
 
     def hear(self, outcome: Outcome) -> str | None:
@@ -132,6 +136,7 @@ class Episode:
         self._record(observation, info)
         self._reward += float(reward)
         self._answer = info["answer"]
+        self._refused = info.get("refused", self._refused)
         if not (terminated or truncated):
             return observation
         self.status, self._reason = "terminated" if terminated else "truncated", info["truncation"] or ""

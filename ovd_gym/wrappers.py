@@ -150,9 +150,10 @@ class TeacherFeedback(_Watched):
     ``when="retry"``: an answer scored below ``threshold`` is not final; the student reads why and may answer once
     more. If it gives no second answer, the first one stands.
 
-    ``info`` gets ``feedback``, the text by which the observation was lengthened ("" for none), and for ``retry`` the
-    refused answer is left out of ``answer`` until it stands. A score that could not be had gives no feedback, and
-    with it an answer is final. Episodes with feedback are helped: report their results apart.
+    ``info`` gets ``feedback``, the text by which the observation was lengthened ("" for none). For ``retry`` the
+    refused answer is left out of ``answer`` until it stands; ``refused`` is then (answer, reward), for whoever ends
+    the episode before another answer. A score that could not be had gives no feedback, and with it an answer is final.
+    Episodes with feedback are helped: report their results apart.
 
     Args:
         env: a :class:`~ovd_gym.envs.base.ToolEnv`, possibly wrapped.
@@ -197,7 +198,7 @@ class TeacherFeedback(_Watched):
         elif self.when == "retry" and terminated and self._refused is None:
             score = self._judged("trajectory", info)
             if score.valid and score.u * 9 < self.threshold and self.world.reopen():
-                self._refused = info["answer"], float(reward)
+                self._refused = info["refused"] = info["answer"], float(reward)
                 info["feedback"] = self._words(score) + " Your answer was not accepted: you may answer once more."
                 info["answer"], reward, terminated = None, 0.0, False
         elif truncated and self._refused is not None:

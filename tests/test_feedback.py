@@ -92,6 +92,20 @@ def test_without_a_second_answer_the_first_stands() -> None:
     assert (steps[1][2], steps[1][3]) == (False, True)
 
 
+def test_the_first_answer_stands_as_well_when_there_is_no_room_for_a_second() -> None:
+    class Wrong(Teacher):
+        def score(self, view: View) -> Score:
+            return Score.of(0)
+
+    agent = ScriptedAgent(lambda messages: "answer: 42")
+    env = TeacherFeedback(World(), Wrong(), when="retry")
+    (whole,) = rollout([TASK], [env], agent)
+    room = len(whole.token_ids) - 1
+    (cut,) = rollout([TASK], [env], agent, max_context=room)
+    assert (len(whole.steps), len(cut.steps)) == (2, 1)
+    assert (cut.status, cut.reason, cut.answer, cut.reward) == ("truncated", "context", "42", 1.0)
+
+
 def test_no_retry_when_the_budget_is_spent() -> None:
     ((_, reward, terminated, _, info),) = played(
         TeacherFeedback(World(max_turns=1), Strict(), when="retry"), "answer: 41"
