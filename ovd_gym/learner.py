@@ -163,9 +163,10 @@ class Learner:
     def distill(self, batch: Batch, step: int, teacher: Decoder, config: DistillationConfig) -> Metrics:
         """The comparator ``token-opd``: bring the student's next-token distributions to ``teacher``'s.
 
-        Reads the ids alone: no advantage, no score. ``variant: sampled`` is a policy gradient whose advantage is
-        ``log pi_T - log pi_S`` of each sampled token. Metrics are ``divergence`` (nats per token), ``loss,
-        trained_entropy, grad_norm, learning_rate, trained_tokens``. Raises as :meth:`update`.
+        Reads no advantage and no score. ``variant: sampled`` is a policy gradient whose advantage is
+        ``log pi_T - log pi_S`` of each sampled token, weighted by w as above; the others compare distributions wherever
+        a token was sampled. Metrics are ``divergence`` (nats per token), ``loss, trained_entropy, grad_norm,
+        learning_rate, trained_tokens``. Raises as :meth:`update`.
         """
         loss = partial(self._distillation_loss, teacher, config)
         return self._train(self._pieces(batch), step, Size.of(batch), loss)
@@ -334,7 +335,8 @@ class Learner:
             with torch.no_grad():
                 taught_N, _ = chunked_logprobs(teacher_ND, targets_N, teacher.head, chunk)
             gap_N = logprobs_N.detach() - taught_N
-            loss_N, seen_N = logprobs_N * gap_N, gap_N  # its gradient is that of REINFORCE with advantage -gap
+            weights_N = mismatch_weight(logprobs_N, batch.rollout_logprobs_BT[batch.mask_BT])
+            loss_N, seen_N = weights_N * logprobs_N * gap_N, gap_N  # the gradient of REINFORCE with advantage -gap
             tally["trained_entropy"] = float(entropy_N.sum())
         else:
             seen_N = loss_N = chunked_divergence(
@@ -358,9 +360,6 @@ class Learner:
             model: Any = self.decoder.model
             with model.disable_adapter():
                 yield self.decoder
-
-    def _discard(self) -> None:
-        self.optimizer.zero_grad()
 
     def _step(self) -> float:
         """One optimiser step; the student's gradient norm. It and a value head are clipped each by itself."""

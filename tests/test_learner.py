@@ -449,6 +449,25 @@ def test_distillation_brings_the_student_to_the_teacher(
     assert abs(seen[-1]) < 0.7 * abs(seen[0])
 
 
+@pytest.mark.parametrize(("variant", "factor"), [("sampled", 1.5), ("full", 1.0)])
+def test_distillation_of_sampled_tokens_corrects_for_who_sampled_them(
+    tiny: LlamaForCausalLM, trajectories: list[Trajectory], variant: Any, factor: float
+) -> None:
+    """Tokens that came a third less often than the student draws them count half as much again."""
+    teacher = Decoder(deepcopy(tiny).requires_grad_(False))
+    with torch.no_grad():
+        for p in teacher.model.parameters():
+            p.mul_(1.2)
+    batch = pack(trajectories, credits_of(trajectories))
+    rarer = replace(batch, rollout_logprobs_BT=batch.rollout_logprobs_BT - math.log(1.5) * batch.mask_BT)
+    config = DistillationConfig(model="-", variant=variant)
+    norms = [
+        Learner(Decoder(deepcopy(tiny).requires_grad_(True)), FULL, 1).distill(b, 0, teacher, config)["grad_norm"]
+        for b in (batch, rarer)
+    ]
+    assert norms[1] == pytest.approx(factor * norms[0], rel=1e-4)
+
+
 def test_a_student_like_its_teacher_has_nothing_to_learn(
     tiny: LlamaForCausalLM, trajectories: list[Trajectory]
 ) -> None:
