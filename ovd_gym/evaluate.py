@@ -9,6 +9,7 @@ from typing import Any
 
 from ovd_gym.players import OnTurn, Players, Round
 from ovd_gym.records import Critique, Task, Trajectory
+from ovd_gym.rollout import turns_of
 from ovd_gym.statistics import auroc, wilson_interval
 from ovd_gym.teachers.base import Teacher
 
@@ -70,7 +71,7 @@ def summarize(trajectories: Sequence[Trajectory], critiques: Sequence[Critique])
     return {
         "reward": _mean(t.reward for t in graded),
         "em": _mean(t.reward == 1.0 for t in graded),
-        "turns": _mean(len(t.steps) for t in trajectories),
+        "turns": _mean(sum(1 for _ in turns_of(t.steps)) for t in trajectories),
         "truncated": _mean(t.status == "truncated" for t in trajectories),
         "failed": _mean(t.status == "failed" for t in trajectories),
         "helped": _mean(any(step.feedback for step in t.steps) for t in trajectories),

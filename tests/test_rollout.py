@@ -22,6 +22,7 @@ from ovd_gym.credit import CreditConfig, assign_credit
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.envs.math_qa import MathEnv
 from ovd_gym.errors import ConfigError, InfrastructureError, TrainingStopped
+from ovd_gym.evaluate import summarize
 from ovd_gym.learner import Learner
 from ovd_gym.llm.base import GREEDY, Decoding, Sampling
 from ovd_gym.llm.decoder import Decoder
@@ -325,6 +326,7 @@ def test_a_single_turn_solution_is_split_into_steps_by_paragraph() -> None:
     spans = [(step.start, step.end) for step in trajectory.steps]
     assert all(a[1] == b[0] for a, b in pairwise(spans))
     assert trajectory.num_sampled == len(solution)
+    assert summarize([trajectory], [])["turns"] == 1.0
     critique = make_teacher("math-rules").critique([trajectory])[0]
     assert [score.value for score in critique.steps] == [9, 9, 9] or min(s.mean or 0 for s in critique.steps) >= 6
 

@@ -137,7 +137,7 @@ CHARTS = (
         0,
     ),
     Chart(_COST, "Trained tokens", "Per update.", (Line("trained_tokens", "tokens"),), 0),
-    Chart(_COST, "Turns per episode", "Mean number of steps.", (Line("turns", "turns"),), 0),
+    Chart(_COST, "Turns per episode", "Mean number.", (Line("turns", "turns"),), 0),
 )
 
 
