@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,35 @@ def stored(stand_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             invoke("eval", told, "--data", "world count=4 size=60", "--out", f"evals/{folder}")
         invoke("critique", "held_out.jsonl.gz", "--teacher", "math-rules", "--calibrate", "math-rules.json")
         shutil.rmtree("critique")
+        patch.syspath_prepend(str(home))
+        with forgotten():
+            shop(home, stand_in)
     return home
+
+
+def shop(home: Path, model: Path) -> None:
+    """The world, tasks, configuration, runs and evaluations of the page that takes a task set to a trained student."""
+    (tasks,) = blocks("jsonl")
+    world, config = (next(b for b in blocks(kind) if b.page == tasks.page) for kind in ("python", "yaml"))
+    (home / "shop.py").write_text(world.text)
+    small = config.text.replace("SmolLM2-135M-Instruct", str(model)).replace("episodes: 64", "episodes: 1")
+    (home / "run.yaml").write_text(small)
+    (home / "train.jsonl").write_text(tasks.text)
+    (home / "test.jsonl").write_text('{"question": "How many nails are there?", "answers": ["300"]}\n')
+    for name in ("shop", "shop-grpo"):
+        train("run.yaml", settings={"steps": 1, "rollout.group_size": 2, "run_dir": f"runs/{name}"})
+        invoke("eval", f"runs/{name}", "--out", f"evals/{name}")
+
+
+@contextmanager
+def forgotten() -> Iterator[None]:
+    """What is imported from a working folder and registered is forgotten afterwards."""
+    ids = set(gymnasium.registry)
+    yield
+    for module in ("my_model", "shop"):
+        sys.modules.pop(module, None)
+    for id in set(gymnasium.registry) - ids:
+        del gymnasium.registry[id]
 
 
 def labelled() -> Iterator[dict[str, Any]]:
@@ -70,20 +99,20 @@ def labelled() -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 def here(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A copy of it as the working folder; what blocks import and register is forgotten afterwards."""
+    """A copy of it as the working folder."""
     shutil.copytree(stored, tmp_path / "here", ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.syspath_prepend(str(tmp_path / "here"))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TEACHER_KEY", "a key")
-    ids = set(gymnasium.registry)
-    yield
-    sys.modules.pop("my_model", None)
-    for id in set(gymnasium.registry) - ids:
-        del gymnasium.registry[id]
+    with forgotten():
+        yield
 
 
 @pytest.fixture
-def beside(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def beside(stored: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The same as the working folder of what only reads."""
     monkeypatch.chdir(stored)
+    monkeypatch.syspath_prepend(str(stored))
+    with forgotten():
+        yield

@@ -64,7 +64,7 @@ def check_ovd_gym(command: Sequence[str]) -> None:
         load_config(STUDENT if file in HERE else ROOT / file, settings)
     for spec in given.get("teacher") or ():
         name, options = parse_spec(spec, "teacher")
-        check_options(name, resolve_name(BUILT_IN[name]), options)
+        check_options(name, resolve_name(BUILT_IN.get(name, name)), options)
     if found.name == "serve-env":
         make_env(*parse_spec(given["env"], "environment"))
     if found.name == "eval" and given["agent"] is not None:

@@ -21,7 +21,7 @@ from ovd_gym.records import Record
 
 def test_every_block_says_what_it_is() -> None:
     for block in blocks():
-        assert block.language in ("python", "yaml", "json", "console", "bash", ""), block.where
+        assert block.language in ("python", "yaml", "json", "jsonl", "console", "bash", ""), block.where
         if not block.language:
             assert not re.search(r"^(\$ |ovd-gym |python |pip )", block.text, re.MULTILINE), f"{block.where}: a command"
     for page in PAGES:
