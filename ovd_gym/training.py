@@ -55,7 +55,7 @@ class RunResult:
     """Training steps done; fewer than configured after Ctrl-C."""
     evaluations: list[dict[str, Any]]
     outputs: list[Path]
-    """Files made for reading."""
+    """The trained model's folder, then files made for reading."""
 
 
 def train(
@@ -207,8 +207,9 @@ def _loop(recorder: Recorder, parts: Parts, display: Display) -> RunResult:
                 recorder.checkpoint(learner, done)
             display.say(f"stopped after {done} steps; continue with: ovd-gym train --resume {recorder.path}")
             return RunResult(recorder.path, done, recorder.evaluations(), [])
-    parts.export(recorder.path / "model", model_card(recorder))
-    return RunResult(recorder.path, done, recorder.evaluations(), write_report(recorder))
+    model = recorder.path / "model"
+    parts.export(model, model_card(recorder))
+    return RunResult(recorder.path, done, recorder.evaluations(), [model, *write_report(recorder)])
 
 
 def _source(config: TrainConfig, parts: Parts, done: int) -> Source:

@@ -86,10 +86,10 @@ def test_a_run_prints_its_results_and_paths_last(tiny_folder: Path, tmp_path: Pa
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     result = command("train", "config.yaml", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    *_, before, after, folder, curve, page = result.stdout.splitlines()
+    *_, before, after, folder, model, curve, page = result.stdout.splitlines()
     assert before.startswith("accuracy after   0 steps: 0.000 [0.000, 0.5")
     assert after.startswith("accuracy after   1 steps")
-    assert (folder, curve, page) == ("out", "out/curve.png", "out/report.html")
+    assert (folder, model, curve, page) == ("out", "out/model", "out/curve.png", "out/report.html")
     assert (tmp_path / page).is_file()
 
 

@@ -107,8 +107,8 @@ def test_the_run_folder_holds_everything(finished: RunResult) -> None:
     assert finished.steps == 4
     assert [row["step"] for row in finished.evaluations] == [0, 2, 4]
     assert [row["step"] for row in numbers(finished.path / "metrics.jsonl")] == [1, 2, 3, 4]
-    assert [p.name for p in finished.outputs] == ["curve.png", "report.html"]
-    assert all(p.stat().st_size > 1000 for p in finished.outputs)
+    assert [p.name for p in finished.outputs] == ["model", "curve.png", "report.html"]
+    assert all(p.stat().st_size > 1000 for p in finished.outputs[1:])
     assert [p.name for p in sorted((finished.path / "checkpoints").iterdir())] == ["step-00002", "step-00004"]
     assert list((finished.path / "tensorboard").iterdir())
     trajectories = list(load_jsonl(finished.path / "trajectories" / "step-00003.jsonl", Trajectory))
