@@ -86,5 +86,5 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
     """
     names = sorted(allowed)
     close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown {kind} {name!r}: {hint}Allowed: {', '.join(names) or 'none'}"
+    hint = f"did you mean {close[0]!r}? Allowed" if close else "allowed"
+    return f"unknown {kind} {name!r}: {hint}: {', '.join(names) or 'none'}"

@@ -25,7 +25,7 @@ def make_env(name: str, options: Mapping[str, Any]) -> gym.Env[str, str]:
         raise
     except gym.error.Error as error:
         known = [spec for spec in gym.registry if spec.startswith("ovd_gym/")]
-        raise ConfigError(f"{unknown('environment', name, known)} ({_line(error)})") from None
+        raise ConfigError(f"{unknown('environment', name, known)}, or 'module:ID' ({_line(error)})") from None
     except Exception as error:  # a plug-in may raise anything while it is made; it becomes one line
         raise ConfigError(f"environment {name!r} cannot be made: {type(error).__name__}: {_line(error)}") from error
     tool_env(env)

@@ -160,7 +160,7 @@ def test_environments_are_few_and_share_their_tasks() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": {"id": "x"}}, "unknown option of reset 'task': Allowed: episode_id, seed, task_index"),
+        ({"task": {"id": "x"}}, "unknown option of reset 'task': allowed: episode_id, seed, task_index"),
         ({"seed": "soon"}, "seed: .*got 'soon'"),
         ({"seed": -1}, "seed: .*got -1"),
         ({"task_index": 4}, r"task_index must be in 0\.\.3, got 4"),
