@@ -127,8 +127,11 @@ class EvalFolder:
         if not file.exists():
             return
         with _writing(self.path):
-            with file.open(encoding="utf-8") as lines, staged.open("w", encoding="utf-8") as kept:
-                kept.writelines(line for line in lines if line.endswith("\n") and keep(line))
+            try:
+                with file.open(encoding="utf-8") as lines, staged.open("w", encoding="utf-8") as kept:
+                    kept.writelines(line for line in lines if line.endswith("\n") and keep(line))
+            except ValueError as error:  # also what is no UTF-8
+                raise DataError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from None
             os.replace(staged, file)
 
 

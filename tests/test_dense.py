@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,6 +90,25 @@ def test_ids_and_vectors_must_fit(corpus: LocalIndex) -> None:
         DenseIndex(["a", "b"], np.ones((3, 3), dtype=np.float32), corpus, Topics())
     with pytest.raises(DataError, match="no passages"):
         DenseIndex.build([], corpus, Topics())
+
+
+def test_an_encoder_is_loaded_without_code_or_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, object]] = []
+    library = SimpleNamespace(SentenceTransformer=lambda model, **options: made.append(options))
+    monkeypatch.setitem(sys.modules, "sentence_transformers", library)
+    modules = tmp_path / "modules.json"
+    for kind in ("hostile.Transformer", "sentence_transformers_evil.X"):
+        modules.write_text(json.dumps([{"type": "sentence_transformers.models.Pooling"}, {"type": kind}]))
+        with pytest.raises(ConfigError, match=f"asks for code of its own, '{kind}'"):
+            SentenceEncoder(str(tmp_path))
+    for text in ("{", "[1]", '{"a": 1}', "[" * 100_000):
+        modules.write_text(text)
+        with pytest.raises(ConfigError, match="not the modules of an encoder"):
+            SentenceEncoder(str(tmp_path))
+    assert not made
+    modules.write_text(json.dumps([{"type": "sentence_transformers.models.Transformer"}]))
+    SentenceEncoder(str(tmp_path))
+    assert made == [{"device": None, "trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("sentence_transformers") is not None, reason="the library is installed")

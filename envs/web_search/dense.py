@@ -47,6 +47,9 @@ class SentenceEncoder:
             for E5.
         device: such as "cpu" or "cuda"; None chooses.
         batch_size: texts at once.
+
+    Raises:
+        ConfigError: the library is missing, or a model that cannot be loaded without running code of its own.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class SentenceEncoder:
         batch_size: int = 64,
     ) -> None:
         library = optional("sentence_transformers", install="sentence-transformers")
+        _refuse_code(Path(model))
+        safe = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
         try:
-            self._model = library.SentenceTransformer(model, device=device)
+            self._model = library.SentenceTransformer(model, device=device, **safe)
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot load the encoder {model!r}: {error}") from error
         self._prefixes = {True: query_prefix, False: passage_prefix}
@@ -132,7 +137,7 @@ class DenseIndex:
             header = json.loads((path / "dense.json").read_text(encoding="utf-8"))
             vectors = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False)
             ids, made_by = list(map(str, header["ids"])), header["encoder"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{path}: not a dense index, or a damaged one: {error}") from error
         if made_by != encoder.name:
             raise ConfigError(f"{path}: made by the encoder {made_by!r}; {encoder.name!r} gives other vectors")
@@ -230,6 +235,19 @@ class HybridBackend:
                 if hasattr(backend, name):
                     return getattr(backend, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+def _refuse_code(folder: Path) -> None:
+    """Raise ConfigError for a model that names code of its own: the library up to 5.6 runs that of a local folder."""
+    file = folder / "modules.json"
+    if not file.is_file():
+        return
+    try:
+        kinds = [str(module["type"]) for module in json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{file}: not the modules of an encoder ({type(error).__name__}): {error}") from None
+    if own := [kind for kind in kinds if not kind.startswith("sentence_transformers.")]:
+        raise ConfigError(f"{file} asks for code of its own, {own[0][:80]!r}: only modules of the library are loaded")
 
 
 def _largest(scores: Vectors, count: int) -> list[int]:
