@@ -47,6 +47,12 @@ REFUSED = [
 ]  # fmt: skip
 
 
+def test_a_long_expression_is_not_even_parsed() -> None:
+    assert evaluate("1+" * 199 + "1") == 200
+    with pytest.raises(NotArithmetic, match="not an arithmetic expression"):
+        evaluate("1+" * 200 + "1")
+
+
 @pytest.mark.parametrize("text", REFUSED)
 def test_everything_else_is_refused(text: str) -> None:
     with pytest.raises(NotArithmetic):

@@ -1,4 +1,4 @@
-"""Any text and any bytes, where a parser of untrusted ones has no test of its own: read, or refused by a known error."""
+"""Any text and bytes, for parsers of untrusted ones that no other test fuzzes: read, or refused by a known error."""
 
 from __future__ import annotations
 
@@ -56,12 +56,8 @@ def test_any_file_holds_attempts_or_is_refused(tmp_path: Path, content: bytes) -
         load_attempts(tmp_path / "any.jsonl")
 
 
-CHANCES = st.fixed_dictionaries(
-    {
-        "token": st.sampled_from([*"0123456789", " 7", "10", "SCORE: ", "\n", "", "９"]),
-        "logprob": st.floats(max_value=1),
-    }
-)
+WORDS = [*"0123456789", " 7", "10", "SCORE: ", "\n", "", "９"]
+CHANCES = st.fixed_dictionaries({"token": st.sampled_from(WORDS), "logprob": st.floats(max_value=1)})
 TOKENS = st.lists(
     st.tuples(CHANCES, st.lists(CHANCES, max_size=3)).map(lambda pair: {**pair[0], "top_logprobs": pair[1]}), max_size=4
 )
