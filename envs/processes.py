@@ -69,7 +69,7 @@ class Worker:
         Raises :class:`WorkFailed` or :class:`WorkTimeout`; after a timeout or a death the worker is gone.
         """
         try:
-            request = json.dumps([function, pack(arguments)]).encode()
+            request = json.dumps([function, pack(arguments), timeout_s]).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise WorkFailed(f"TypeError: arguments must be texts, bytes, numbers or lists of them ({error})") from None
         reply = self._exchange(request + b"\n", timeout_s)

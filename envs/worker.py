@@ -1,12 +1,16 @@
 """The worker process: ``python -m ovd_gym.envs.worker ROLE`` answers calls read from standard input.
 
-One request a line, ``[function, arguments]``; one reply a line, ``{"value": ...}`` or ``{"error": "Type: text"}``.
-The first reply, before any request, says whether the process is ready. A role is ``package.module:function``; the
-function is called once and returns the functions that can be asked for, by name.
+One request a line, ``[function, arguments, seconds]``; one reply a line, ``{"value": ...}`` or ``{"error": "Type:
+text"}``. The first reply, before any request, says whether the process is ready. A role is ``package.module:function``;
+the function is called once and returns the functions that can be asked for, by name.
+
+The caller kills a process whose work takes longer than ``seconds``. If the caller itself was killed, nobody is left to
+do so: the process then ends by itself, :data:`GRACE_S` later.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
@@ -18,7 +22,9 @@ from typing import Any
 from ovd_gym.envs.processes import pack, unpack
 from ovd_gym.errors import ToolError
 
-__all__ = ["main"]
+__all__ = ["GRACE_S", "main"]
+
+GRACE_S = 2.0
 
 
 def main(role: str) -> None:
@@ -46,8 +52,11 @@ def main(role: str) -> None:
 
     handle(start)
     for line in sys.stdin.buffer:
-        function, arguments = json.loads(line)
+        function, arguments, seconds = json.loads(line)
+        # A thread that needs no interpreter lock: it ends the process also within a call of C that never returns.
+        faulthandler.dump_traceback_later(seconds + GRACE_S, exit=True)
         handle(partial(functions[function], *unpack(arguments)))
+        faulthandler.cancel_dump_traceback_later()
 
 
 if __name__ == "__main__":
