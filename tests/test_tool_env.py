@@ -374,3 +374,12 @@ def test_a_bug_in_a_tool_is_an_outage_with_its_cause() -> None:
 def test_arguments_of_the_wrong_type_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         Dealer([Task(id="1", question="?", answers=("7",))], **options)
+
+
+@pytest.mark.parametrize("worth", [1.5, -0.1, float("nan"), float("inf")])
+def test_a_grade_that_is_no_reward_is_refused(worth: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = Toy([Task(id="1", question="?", answers=("7",))])
+    env.reset(seed=0)
+    monkeypatch.setattr(env, "grade", lambda task, answer: worth)
+    with pytest.raises(ConfigError, match=r"a reward lies in \[0, 1\]"):
+        env.step('<tool_call>{"name": "answer", "arguments": {"text": "7"}}</tool_call>')
