@@ -98,14 +98,19 @@ def plain_task(row: Row, texts: Sequence[str] = ()) -> Task:
     if field is None:
         raise DataError(f"{row.where}: no gold answers: expected one of the fields {', '.join(_ANSWERS)}")
     answers = dict.fromkeys(take_texts(row, field))
-    nested = row.fields.pop("metadata", {})
-    if not isinstance(nested, dict):
-        raise DataError(f"{row.where}: field 'metadata' must be an object, got {type(nested).__name__}")
-    row.fields.update({key: value for key, value in nested.items() if value is not None and key not in row.fields})
+    unfold_metadata(row)
     for name in texts:
         if name in row.fields:
             row.fields[name] = take_texts(row, name)
     return task_of(row, question, tuple(answers))
+
+
+def unfold_metadata(row: Row) -> None:
+    """Put the fields of an object called ``metadata`` beside those of ``row``, which win."""
+    nested = row.fields.pop("metadata", {})
+    if not isinstance(nested, dict):
+        raise DataError(f"{row.where}: field 'metadata' must be an object, got {type(nested).__name__}")
+    row.fields.update({key: value for key, value in nested.items() if value is not None and key not in row.fields})
 
 
 def task_of(row: Row, question: str, answers: Sequence[str]) -> Task:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import Parameter, signature
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
 
 from ovd_gym.envs.base import ToolEnv
 from ovd_gym.errors import ConfigError, OvdGymError, unknown
@@ -27,6 +29,8 @@ def make_env(name: str, options: Mapping[str, Any]) -> gym.Env[str, str]:
         known = [spec for spec in gym.registry if spec.startswith("ovd_gym/")]
         raise ConfigError(f"{unknown('environment', name, known)}, or 'module:ID' ({_line(error)})") from None
     except Exception as error:  # a plug-in may raise anything while it is made; it becomes one line
+        if isinstance(error, TypeError) and (refused := _unknown_option(name, options)):
+            raise ConfigError(refused) from None
         raise ConfigError(f"environment {name!r} cannot be made: {type(error).__name__}: {_line(error)}") from error
     tool_env(env)
     return env
@@ -47,6 +51,16 @@ def tool_env(env: gym.Env[Any, Any]) -> ToolEnv:
     if not isinstance(env.unwrapped, ToolEnv):
         raise ConfigError(f"{type(env.unwrapped).__name__} is not an ovd_gym.envs.base.ToolEnv")
     return env.unwrapped
+
+
+def _unknown_option(name: str, options: Mapping[str, Any]) -> str | None:
+    """A word on the first of ``options`` that neither the environment's class nor one above it takes."""
+    made = gym.spec(name).entry_point
+    maker = load_env_creator(made) if isinstance(made, str) else made
+    classes = [cls for cls in getattr(maker, "__mro__", ()) if "__init__" in vars(cls) and cls is not object]
+    named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    takes = [key for cls in classes for key, p in signature(cls).parameters.items() if p.kind in named]
+    return next((unknown(f"option of {name}:", key, takes) for key in options if takes and key not in takes), None)
 
 
 def _line(error: Exception) -> str:

@@ -136,6 +136,10 @@ def test_generator_errors(arguments: dict[str, Any], message: str) -> None:
             ),
         ),
         (
+            {"question": "P", "answers": ["1"], "metadata": {"form": "number", "error": "0.5", "unit": None}},
+            Task(id="f-1", question="P", answers=("1",), metadata={"form": "number", "error": 0.5}),
+        ),
+        (
             {"problem": "P", "answers": ["1", "$-1$"], "unit": None, "is_multiple_answer": True},
             Task(id="f-1", question="P", answers=("1, $-1$",), metadata={"is_multiple_answer": True}),
         ),

@@ -14,7 +14,7 @@ import numpy as np
 
 from ovd_gym.actions import last_boxed
 from ovd_gym.envs.hub import Benchmark, benchmark_rows, hub_rows
-from ovd_gym.envs.jsonl import Row, read_rows, take_text, take_texts, task_of
+from ovd_gym.envs.jsonl import Row, read_rows, take_text, take_texts, task_of, unfold_metadata
 from ovd_gym.envs.math_qa.generated import GENERATORS, reasoning_gym_tasks
 from ovd_gym.errors import ConfigError, DataError, unknown
 from ovd_gym.records import Task
@@ -72,8 +72,9 @@ def jsonl_tasks(path: str | Path) -> Sequence[Task]:
 
     A row has a question (``question`` or ``problem``) and gold answers: ``answers`` or ``final_answer`` (a list),
     ``answer`` (GSM8K's "... #### 42" is understood), or a ``solution`` that ends in ``\boxed{}``. ``id`` is optional;
-    all other fields become metadata. A list of answers holds alternatives, unless ``is_multiple_answer`` is true:
-    then it is one answer with several parts. ``error`` is the tolerance for a numerical answer.
+    all other fields become metadata, those of an object called ``metadata`` among them. A list of answers holds
+    alternatives, unless ``is_multiple_answer`` is true: then it is one answer with several parts. ``error`` is the
+    tolerance for a numerical answer.
 
     Raises :class:`~ovd_gym.errors.DataError` naming file, line and field; no task of a faulty file is returned.
     """
@@ -125,6 +126,7 @@ class _Subset(Sequence[Task]):
 
 
 def _task(row: Row) -> Task:
+    unfold_metadata(row)
     question = take_text(row, "question", "problem")
     answers = _answers(row)
     if "error" in row.fields:
