@@ -44,6 +44,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     },
     "score-reward, 2,000 questions": {},
 }
+CONTROL = "form only, one question"
 
 
 class Sums(MathEnv):
@@ -101,17 +102,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         },
         "seeds": chosen.seeds,
         "held-out questions": chosen.questions,
-        "arms": {arm: summary(by_seed) for arm, by_seed in curves.items()},
+        "arms": {arm: summary(by_seed, curves.get(CONTROL)) for arm, by_seed in curves.items()},
     }
     if chosen.json:
         chosen.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     show(report)
 
 
-def summary(by_seed: Sequence[Curve]) -> dict[str, Any]:
+def summary(by_seed: Sequence[Curve], control: Sequence[Curve] | None) -> dict[str, Any]:
     """Held-out questions before and after, their difference, every seed, and the question that was trained on."""
     first, last = ([curve.outcomes(i) for curve in by_seed] for i in (0, -1))
-    return {
+    form = [curve.outcomes(-1) for curve in control or ()]
+    above = {"above form only": over_questions([a - b for a, b in zip(last, form, strict=True)])} if form else {}
+    return above | {
         "before": over_questions(first),
         "after": over_questions(last),
         "gain": over_questions([after - before for after, before in zip(last, first, strict=True)]),
