@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,9 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from arms_report import Curve, compared, draw, show
-from training_runs import Run, carry_out, side_by_side
+from training_runs import Run, carry_out, machine, side_by_side
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "sums"
 DEMONSTRATED = {"demonstrator.policy": "sums:add_up"}
@@ -264,11 +262,7 @@ def summary(plan: Plan, chosen: Mapping[str, Choice]) -> dict[str, Any]:
     tuned = {arm: {str(c): Curve.of(plan.tuned(arm, c)).last for c in plan.grid(arm)} for arm in plan.arms}
     return {
         "command": " ".join(sys.argv),
-        "machine": {
-            "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "machine": machine(),
         "config": plan.config,
         "imitation": {"student": plan.imitate, "teacher": plan.teach} if plan.imitate else None,
         "seeds": {"many tasks": list(plan.seeds), "one task": list(plan.single_seeds)},

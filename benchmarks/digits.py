@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from arms_report import Curve
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import ttest_1samp
-from training_runs import Run, carry_out, side_by_side
+from training_runs import Run, carry_out, machine, side_by_side
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the example is found
 
@@ -122,11 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reference = curves_at("grpo", chosen["grpo"])
     report = {
         "command": " ".join(sys.argv),
-        "machine": {
-            "processor": platform.machine(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "machine": machine(),
         "seeds": list(plan.seeds),
         "tuning": {arm: {f"{rate:g}": round(em, 4) for rate, em in found.items()} for arm, found in tuning.items()},
         "arms": {arm: summary(curves_at(arm, rate), reference) | {"rate": rate} for arm, rate in chosen.items()},

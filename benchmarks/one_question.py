@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
-import torch
 from arms_report import Curve, over_questions
 from rich.console import Console
 from rich.table import Table
-from training_runs import Run, carry_out, side_by_side
+from training_runs import Run, carry_out, machine, side_by_side
 
 from ovd_gym import Task
 from ovd_gym.envs.math_qa import MathEnv
@@ -95,11 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     curves = {arm: [Curve.of(run(arm, seed).path) for seed in chosen.seeds] for arm in chosen.arms}
     report = {
         "command": " ".join(sys.argv),
-        "machine": {
-            "processor": platform.machine(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "machine": machine(),
         "seeds": chosen.seeds,
         "held-out questions": chosen.questions,
         "arms": {arm: summary(by_seed, curves.get(CONTROL)) for arm, by_seed in curves.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -36,6 +37,15 @@ def carry_out(run: Run) -> None:
             train(resume=run.path)
         else:
             train(run.config, settings={**run.settings, "run_dir": str(run.path)})
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    return {
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def side_by_side(workers: int, *folders: Path) -> ProcessPoolExecutor:

@@ -85,17 +85,27 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+TINY: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     """A transformers folder with a random two-layer Llama."""
-    shape: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_key_value_heads": 2,
-        "initializer_range": 0.2,
-    }
     folder = tmp_path_factory.mktemp("tiny")
-    save_model(tiny_llama(tokenizer, **shape), tokenizer, folder)
+    save_model(tiny_llama(tokenizer, **TINY), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def roomy_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """The same with room for a teacher's whole prompt, byte by byte."""
+    folder = tmp_path_factory.mktemp("roomy")
+    save_model(tiny_llama(tokenizer, max_position_embeddings=8192, **TINY), tokenizer, folder)
     return folder
 
 

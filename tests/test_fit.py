@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -234,24 +232,12 @@ def test_values_of_steps_are_soft_labels() -> None:
     assert good > 0.6 > 0.4 > bad
 
 
-@pytest.fixture(scope="module")
-def reading_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with room for a prompt written in bytes."""
-    folder = tmp_path_factory.mktemp("reading") / "tiny"
-    shutil.copytree(tiny_folder, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
-    return folder
-
-
-def test_a_model_is_read_beside_the_named_features(reading_folder: Path) -> None:
+def test_a_model_is_read_beside_the_named_features(roomy_folder: Path) -> None:
     done: list[int] = []
     note: Callable[[int], None] = done.append
-    teacher = fit_teacher(
-        attempts(10), reader=ViewReader(str(reading_folder), ("math rules",), "0" * 16), on_batch=note
-    )
+    teacher = fit_teacher(attempts(10), reader=ViewReader(str(roomy_folder), ("math rules",), "0" * 16), on_batch=note)
     assert done == [16, 20]
-    assert teacher.card.reader.startswith("tiny@")
+    assert teacher.card.reader.startswith(f"{roomy_folder.name}@")
     assert teacher.usage().requests == 20 + 20 + 20
     alone = teacher.score(attempts(1)[0].views()[-1])
     assert alone.mean == pytest.approx(teacher.score_batch(attempts(1)[0].views())[-1].mean, abs=1e-3)
@@ -264,8 +250,8 @@ def test_what_cannot_be_read_is_refused() -> None:
         ViewReader(None, (), "0" * 16)
 
 
-def test_likelihoods_are_read_of_what_was_said(reading_folder: Path) -> None:
-    reader = ViewReader(str(reading_folder), ("math rules",), "0" * 16, "likelihood")
+def test_likelihoods_are_read_of_what_was_said(roomy_folder: Path) -> None:
+    reader = ViewReader(str(roomy_folder), ("math rules",), "0" * 16, "likelihood")
     assert reader.names[0] == "math rules"
     assert len(reader.names) == 4
     step, _, whole = attempts(1)[0].views()
@@ -283,8 +269,8 @@ def test_an_unknown_reading_is_refused() -> None:
         ViewReader(None, ("math rules",), "0" * 16, "likelihoods")  # type: ignore[arg-type]
 
 
-def test_one_kind_alone(reading_folder: Path) -> None:
-    reader = ViewReader(str(reading_folder), ("math rules",), "0" * 16, "likelihood")
+def test_one_kind_alone(roomy_folder: Path) -> None:
+    reader = ViewReader(str(roomy_folder), ("math rules",), "0" * 16, "likelihood")
     teacher = fit_teacher(attempts(10), reader=reader, kinds=("trajectory",))
     assert teacher.usage().requests == 20
     assert list(teacher.card.labels) == ["trajectory"]

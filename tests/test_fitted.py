@@ -46,18 +46,8 @@ def scores(teacher: FittedTeacher) -> list[float | None]:
 
 
 @pytest.fixture(scope="module")
-def model_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with room for a prompt written in bytes."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    shutil.copytree(tiny_folder, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def fitted(model_folder: Path) -> FittedTeacher:
-    return fit_teacher(ATTEMPTS, reader=ViewReader(str(model_folder), tuple(CHECKS), "0" * 16))
+def fitted(roomy_folder: Path) -> FittedTeacher:
+    return fit_teacher(ATTEMPTS, reader=ViewReader(str(roomy_folder), tuple(CHECKS), "0" * 16))
 
 
 @pytest.fixture
@@ -96,16 +86,16 @@ def test_a_teacher_without_a_model_needs_none(tmp_path: Path) -> None:
     made.save(tmp_path)  # over itself
 
 
-def test_another_fit_has_another_name(fitted: FittedTeacher, model_folder: Path) -> None:
-    assert fit_teacher(ATTEMPTS[2:], reader=ViewReader(str(model_folder), tuple(CHECKS), "0" * 16)).name != fitted.name
+def test_another_fit_has_another_name(fitted: FittedTeacher, roomy_folder: Path) -> None:
+    assert fit_teacher(ATTEMPTS[2:], reader=ViewReader(str(roomy_folder), tuple(CHECKS), "0" * 16)).name != fitted.name
 
 
-def test_another_model_is_refused(folder: Path, model_folder: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other" / "tiny"
-    shutil.copytree(model_folder, other)
+def test_another_model_is_refused(folder: Path, roomy_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / roomy_folder.name
+    shutil.copytree(roomy_folder, other)
     weights = load_file(other / "model.safetensors")
     save_file({name: array * 1.5 for name, array in weights.items()}, other / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ConfigError, match=r"was fitted to the reader 'tiny@.*fit it again"):
+    with pytest.raises(ConfigError, match=rf"was fitted to the reader '{other.name}@.*fit it again"):
         FittedTeacher(rewritten(folder, model=str(other)))
 
 
@@ -212,8 +202,8 @@ def test_a_score_says_what_spoke_for_it(fitted: FittedTeacher) -> None:
     assert score.u == pytest.approx((score.mean or 0) / 9)
 
 
-def test_a_saved_teacher_reads_likelihoods_again(model_folder: Path, tmp_path: Path) -> None:
-    made = fit_teacher(ATTEMPTS, reader=ViewReader(str(model_folder), tuple(CHECKS), "0" * 16, "likelihood"))
+def test_a_saved_teacher_reads_likelihoods_again(roomy_folder: Path, tmp_path: Path) -> None:
+    made = fit_teacher(ATTEMPTS, reader=ViewReader(str(roomy_folder), tuple(CHECKS), "0" * 16, "likelihood"))
     made.save(tmp_path)
     loaded = FittedTeacher(tmp_path)
     assert (loaded.name, loaded.card.reads) == (made.name, "likelihood")

@@ -19,21 +19,11 @@ from ovd_gym import train
 
 
 @pytest.fixture(scope="session")
-def stand_in(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with room for a teacher's whole prompt, character by character."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    shutil.copytree(tiny_folder, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def stored(stand_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stored(roomy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the pages speak of: the demo with a tiny student, runs, evaluations, attempts, a model that writes pages."""
     home = tmp_path_factory.mktemp("reader")
     (home / "examples").mkdir()
-    demo = read("examples/demo.yaml").replace("SmolLM2-135M-Instruct", str(stand_in))
+    demo = read("examples/demo.yaml").replace("SmolLM2-135M-Instruct", str(roomy_folder))
     (home / "examples" / "demo.yaml").write_text(demo)
     attempts = "".join(f"{json.dumps(attempt)}\n" for attempt in labelled())
     for name in DATA:
@@ -52,7 +42,7 @@ def stored(stand_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.rmtree("critique")
         patch.syspath_prepend(str(home))
         with forgotten():
-            shop(home, stand_in)
+            shop(home, roomy_folder)
     return home
 
 

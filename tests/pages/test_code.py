@@ -145,9 +145,9 @@ def variants(block: Block) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.where)
 @pytest.mark.usefixtures("here")
-def test_configurations_load(block: Block, stand_in: Path) -> None:
+def test_configurations_load(block: Block, roomy_folder: Path) -> None:
     for tree in variants(block):
-        tree = json.loads(re.sub("|".join(STAND_INS), str(stand_in), json.dumps(tree)))
+        tree = json.loads(re.sub("|".join(STAND_INS), str(roomy_folder), json.dumps(tree)))
         if isinstance(tree, list):  # agent loops of verl
             for loop in tree:
                 module, _, name = loop["_target_"].rpartition(".")
