@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         below = rejected(groups, critiques, FILTER, "ovd")
         places = to_replace(below, groups, critiques, FILTER, step)  # worst first, two of a group stay
         again = [groups[i].task for i in places]
-        shown = rollout(again, envs, demonstrator, seed=(1, step), policy_version=step, source="teacher")
+        seed, room = (1, step), decoder.max_positions  # what the student could not read is no demonstration
+        shown = rollout(again, envs, demonstrator, seed=seed, policy_version=step, source="teacher", max_context=room)
         for i, demonstration in zip(places, shown, strict=True):
             groups[i] = demonstration.model_copy(update={"id": groups[i].id, "group_id": groups[i].group_id})
         credits = assign_credit(groups, [], CreditConfig(arm="ovd"))
