@@ -6,7 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from ovd_gym.credit import FROM_SCORES, CreditConfig
+from ovd_gym.config_rules import check, no_effect
+from ovd_gym.credit import CreditConfig
 from ovd_gym.health import HealthConfig
 from ovd_gym.llm.engine_config import EngineConfig
 from ovd_gym.placement import ScaleConfig
@@ -134,7 +135,7 @@ class DemonstratorConfig(Record):
     def _one(self) -> Self:
         if (self.policy is None) == (self.model is None):
             raise ValueError("a demonstrator is either a policy or a model: give one of them")
-        _no_effect(self, "demonstrator", {"options"} if self.model else {"max_turn_tokens"}, "with this demonstrator")
+        no_effect(self, "demonstrator", {"options"} if self.model else {"max_turn_tokens"}, "with this demonstrator")
         return self
 
 
@@ -152,7 +153,7 @@ class DistillationConfig(Record):
     @model_validator(mode="after")
     def _used(self) -> Self:
         unused = {"full": {"top_k"}, "top-k": set(), "sampled": {"top_k", "beta"}}[self.variant]
-        _no_effect(self, "distillation", unused, f"with distillation.variant {self.variant!r}")
+        no_effect(self, "distillation", unused, f"with distillation.variant {self.variant!r}")
         return self
 
 
@@ -275,163 +276,11 @@ class TrainConfig(Record):
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
 
     @model_validator(mode="after")
-    def _effective(self) -> Self:
-        if len(set(self.trackers)) < len(self.trackers):
-            raise ValueError(f"trackers name one twice: {', '.join(self.trackers)}")
-        if self.credit.arm == "score-reward" and self.teacher is None:
-            raise ValueError("credit.arm 'score-reward' needs a teacher; set one, or choose arm 'grpo'")
-        if self.teacher is not None and not self.teacher.canaries:
-            _no_effect(self.teacher, "teacher", {"max_canary_faults"}, "without teacher.canaries")
-        if self.feedback is not None and self.teacher is None:
-            raise ValueError("feedback is the teacher's: set a teacher, or remove feedback")
-        if self.feedback is not None and self.feedback.when == "step":
-            _no_effect(self.feedback, "feedback", {"threshold"}, "with feedback.when 'step'")
-        imitation = self.credit.arm == "imitation"
-        taught = self.credit.arm in ("imitation", "ovd", "ovd-prefix")
-        if taught != (self.demonstrator is not None):
-            raise ValueError("a demonstrator belongs to the arms 'imitation', 'ovd', 'ovd-prefix', and they need one")
-        distils = self.credit.arm == "token-opd"
-        if distils != (self.distillation is not None):
-            raise ValueError("the section distillation belongs to credit.arm 'token-opd', and that arm needs it")
-        if imitation or distils:
-            fields = set(CreditConfig.model_fields) - {"arm"}
-            _no_effect(self.credit, "credit", fields, f"with credit.arm {self.credit.arm!r}")
-        self._effective_scale()
-        self._effective_groups()
-        self._effective_arm()
-        self._effective_estimator()
-        self._effective_learner()
-        self._effective_sync()
-        if not (self.health.entropy_floor or self.health.likelihood_drop):
-            _no_effect(self.health, "health", {"patience"}, "without a limit")
-        if self.learner.lora_rank == 0 and self.student.quantization is not None:
-            raise ValueError("student.quantization: weights in 4 bits are frozen; set learner.lora_rank above 0")
-        if self.learner.lora_rank == 0 and self.student.dtype != "float32":
-            raise ValueError(
-                "student.dtype 'bfloat16' with learner.lora_rank 0 would lose most updates to rounding; "
-                "train LoRA adapters, or use float32"
-            )
-        if self.evaluation is not None and self.evaluation.every > self.steps:
-            raise ValueError(f"evaluation.every ({self.evaluation.every}) is beyond the last step ({self.steps})")
-        if self.student.max_context is not None and self.student.max_turn_tokens >= self.student.max_context:
-            raise ValueError(
-                f"student.max_turn_tokens ({self.student.max_turn_tokens}) leaves no room for a prompt in "
-                f"student.max_context ({self.student.max_context})"
-            )
-        if self.learner.warmup_steps >= self.steps:
-            raise ValueError(f"learner.warmup_steps ({self.learner.warmup_steps}) must be below steps ({self.steps})")
-        if self.student.plain is not None and self.student.chat != "plain":
-            raise ValueError(f"student.plain has no effect with student.chat {self.student.chat!r}; use 'plain'")
+    def _checked(self) -> Self:
+        check(self)
         return self
-
-    def _effective_scale(self) -> None:
-        """Raise ValueError for workers that would have nothing to work with."""
-        if self.scale is not None and self.scale.teachers and self.teacher is None:
-            raise ValueError("scale.teachers judge with the teacher: set one, or remove the key")
-        if self.scale is not None and self.scale.workers and self.engine.name == "vllm-server":
-            raise ValueError(
-                "scale.workers would each send their weights to the one server of engine.name 'vllm-server': take "
-                "'vllm', which each worker has for itself, or remove scale.workers"
-            )
 
     @property
     def sends_adapters(self) -> bool:
         """Whether an engine is sent LoRA adapters, or else whole weights."""
         return self.engine.sync == "adapters" if self.engine.sync else self.learner.lora_rank > 0
-
-    def _effective_sync(self) -> None:
-        """Raise ValueError for weights that could not be sent."""
-        if self.engine.sync == "adapters" and self.learner.lora_rank == 0:
-            raise ValueError("engine.sync 'adapters' needs some: set learner.lora_rank, or sync 'weights'")
-        if self.engine.sync == "weights" and self.learner.lora_rank > 0 and self.student.dtype == "bfloat16":
-            raise ValueError(
-                "engine.sync 'weights' would fold adapters into bfloat16 weights, where rounding swallows what they "
-                "have learned; use sync 'adapters'"
-            )
-
-    def _effective_groups(self) -> None:
-        """Raise ValueError for groups in which the arm finds nothing to compare."""
-        credit, rollout = self.credit, self.rollout
-        size = f"rollout.group_size is {rollout.group_size}"
-        if credit.arm == "imitation" and rollout.group_size > 1:
-            raise ValueError(f"{size}: arm 'imitation' takes 1, for a demonstration is the same every time")
-        compares = credit.estimator == "group" and credit.arm not in ("imitation", "token-opd")
-        if not compares or rollout.group_size > 1:
-            return
-        if credit.baseline != "batch" or rollout.tasks_per_step == 1:
-            raise ValueError(
-                f"{size}, which leaves nothing to compare: take at least 2, credit.estimator 'gae', or credit.baseline "
-                "'batch' with at least 2 tasks_per_step"
-            )
-        if credit.step_term != "outcome" and (credit.step_term or credit.arm == "score-reward"):
-            raise ValueError(f"{size}, but a step term compares a group's episodes: set credit.step_term to 'outcome'")
-        _no_effect(rollout, "rollout", {"resample"}, "with groups of 1: it compares the rewards of a group")
-
-    def _effective_arm(self) -> None:
-        """Raise ValueError for what the arm needs and lacks, or has and does not read."""
-        credit, arm = self.credit, f"with credit.arm {self.credit.arm!r}"
-        filters = self.credit.arm in ("ovd", "ovd-prefix")
-        if filters and self.teacher is None:
-            raise ValueError(f"credit.arm {self.credit.arm!r} filters by the teacher's scores: set a teacher")
-        if filters and self.rollout.group_size < 3:
-            raise ValueError(f"rollout.group_size must be at least 3 {arm}: one of a group is replaced, two compare")
-        if not filters:
-            _no_effect(self, "", {"selection"}, arm)
-            _no_effect(self.learner, "learner", {"teacher_tokens"}, arm)
-        if self.credit.arm != "score-reward":
-            _no_effect(credit, "credit", {"trajectory_weight"}, arm)
-            if credit.step_term in FROM_SCORES:
-                raise ValueError(
-                    f"credit.step_term {credit.step_term!r} needs step scores, which arm 'score-reward' has"
-                )
-        if credit.step_term == "outcome" or (credit.step_term is None and credit.arm != "score-reward"):
-            _no_effect(credit, "credit", {"step_weight"}, f"{arm} and no step term")
-        if not filters and credit.arm != "score-reward" and self.teacher is not None:
-            _no_effect(self.teacher, "teacher", {"max_invalid_share"}, f"{arm}: it learns from no score")
-        if credit.arm == "imitation":
-            limits = {"entropy_floor", "likelihood_drop"}
-            _no_effect(self.health, "health", limits, f"{arm}: the student samples nothing")
-        if credit.arm in ("imitation", "token-opd", "score-reward"):
-            _no_effect(self.rollout, "rollout", {"resample"}, f"{arm}: it learns from every group")
-        if credit.overlong is not None and credit.overlong[0] >= credit.overlong[1]:
-            raise ValueError(f"credit.overlong is (from, to) with from < to, got {credit.overlong}")
-
-    def _effective_estimator(self) -> None:
-        """Raise ValueError for what the estimator of advantages does not read."""
-        estimator = f"with credit.estimator {self.credit.estimator!r}"
-        if self.credit.estimator == "group":
-            _no_effect(self, "", {"value"}, estimator)
-            return
-        if self.credit.arm not in ("grpo", "score-reward"):
-            raise ValueError("credit.estimator 'gae' belongs to the arms 'grpo' and 'score-reward'")
-        _no_effect(self.credit, "credit", {"baseline", "normalize", "step_term", "clip"}, estimator)
-        _no_effect(self.rollout, "rollout", {"resample"}, f"{estimator}: it learns from every group")
-        if self.learner.epochs == 1:
-            _no_effect(self.value, "value", {"clip"}, "with learner.epochs 1")
-
-    def _effective_learner(self) -> None:
-        """Raise ValueError for an option of the learner that would change nothing."""
-        learner = self.learner
-        if self.credit.arm in ("imitation", "token-opd"):
-            kept = {"learning_rate", "schedule", "warmup_steps", "lora_rank", "weight_decay", "max_grad_norm"}
-            kept |= {"micro_batch_tokens", "gradient_checkpointing", "logit_chunk"}
-            _no_effect(
-                learner, "learner", set(LearnerConfig.model_fields) - kept, f"with credit.arm {self.credit.arm!r}"
-            )
-        if learner.epochs == 1:
-            _no_effect(
-                learner, "learner", {"clip_low", "clip_high", "safeguard_weight", "ratio"}, "with learner.epochs 1"
-            )
-        if learner.kl_weight == 0:
-            _no_effect(learner, "learner", {"kl_estimator", "kl_in"}, "with learner.kl_weight 0")
-        if learner.kl_estimator == "k1" and learner.kl_in == "loss" and learner.kl_weight > 0:
-            raise ValueError("learner.kl_estimator 'k1' has no gradient on average as a loss; set kl_in 'reward'")
-        if (learner.aggregation == "fixed-length") != (learner.fixed_length is not None):
-            raise ValueError("learner.fixed_length belongs to aggregation 'fixed-length', which needs it")
-
-
-def _no_effect(section: Record, name: str, keys: set[str], why: str) -> None:
-    """Raise ValueError if one of ``keys`` is set to something else than its default, although it has no effect."""
-    for key in sorted(keys):
-        if getattr(section, key) != type(section).model_fields[key].default:
-            raise ValueError(f"{name}.{key}".lstrip(".") + f" has no effect {why}; remove it")

@@ -26,7 +26,7 @@ LAYERS = (
     {"demonstration", "players", "sampler", "rollout", "values"}
     | {"learner", "accumulation", "ranks", "recorder", "wrappers", "registry", "report", "progress", "worlds"},
     {"episode", "batch", "sharing", "forward", "losses", "value_head", "credit", "selection", "health"}
-    | {"config", "config_files"},
+    | {"config", "config_files", "config_rules"},
     {"calls", "schedule", "placement"},
     {"llm", "actions", "sanitize", "statistics", "arithmetic", "usage"},
     {"plugins", "provenance", "trackers", "serving", "folders"},
