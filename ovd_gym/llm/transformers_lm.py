@@ -19,6 +19,7 @@ from ovd_gym.llm.base import TRAINING, Completion, Decoding, Sampling
 from ovd_gym.llm.decoder import Decoder
 from ovd_gym.llm.shelf import Shelf
 from ovd_gym.llm.turn import OpenTurn
+from ovd_gym.usage import give_memory_back
 
 __all__ = ["TransformersLM", "sample_tokens"]
 
@@ -100,6 +101,7 @@ class TransformersSession:
         self.end(range(len(self._seeds)))
         self._shelf = Shelf(self._lm.decoder)
         self._merged.close()
+        give_memory_back()
 
     def _refuse(self) -> dict[int, Completion]:
         """Empty completions for the rows that have no room for what they are fed and one more token; they end."""
