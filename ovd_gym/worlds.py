@@ -55,7 +55,7 @@ def tool_env(env: gym.Env[Any, Any]) -> ToolEnv:
 
 def _unknown_option(name: str, options: Mapping[str, Any]) -> str | None:
     """A word on the first of ``options`` that neither the environment's class nor one above it takes."""
-    made = gym.spec(name).entry_point
+    made = gym.spec(name.rpartition(":")[2]).entry_point
     maker = load_env_creator(made) if isinstance(made, str) else made
     classes = [cls for cls in getattr(maker, "__mro__", ()) if "__init__" in vars(cls) and cls is not object]
     named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)

@@ -25,6 +25,7 @@ gym.register("Broken-v0", broken)  # type: ignore[arg-type]
         ("ovd_gym/Math-v0", {"task_option": {}}, "did you mean 'task_options'"),
         ("ovd_gym/Search-v0", {"max_turn": 3}, "did you mean 'max_turns'"),
         ("Broken-v0", {"size": 3}, "environment 'Broken-v0' cannot be made: TypeError: a number is missing"),
+        ("ovd_gym:ovd_gym/Math-v0", {"max_turn": 3}, "did you mean 'max_turns'"),
         ("ovd_gym/Maths-v0", {}, "unknown environment 'ovd_gym/Maths-v0'"),
     ],
 )

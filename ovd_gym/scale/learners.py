@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -136,7 +136,8 @@ def leading(config: TrainConfig, decoder: Decoder) -> Iterator[LeadingLearner]:
         learner.group = group
         yield learner
         if all(follower.poll() is None for follower in followers):
-            dist.broadcast_object_list([Call()], src=0, group=group)
+            with suppress(RuntimeError):  # one that was lost a moment ago: all of them are ended below
+                dist.broadcast_object_list([Call()], src=0, group=group)
             deadline = time.monotonic() + _END_S
             while any(follower.poll() is None for follower in followers) and time.monotonic() < deadline:
                 time.sleep(0.05)
