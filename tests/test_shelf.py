@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 
 import pytest
 import torch
@@ -75,3 +77,20 @@ def test_passes_cover_everything_and_waste_little(lengths: list[int]) -> None:
         tokens, padded = sum(lengths[i] for i in group), len(group) * max(lengths[i] for i in group)
         assert padded <= PASS_TOKENS or len(group) == 1
         assert padded - tokens <= max(PADDING_TOKENS, tokens)
+
+
+@torch.no_grad()
+def test_what_a_rollout_cached_is_gone_when_it_ends(tiny: LlamaForCausalLM) -> None:
+    """Without waiting for a collection of cycles, which may come many rollouts later."""
+    gc.collect()
+    gc.disable()
+    try:
+        shelf = Shelf(Decoder(tiny))
+        ((slot, ids),) = shelf.place([[1, 2, 3]])
+        shelf.feed([slot], [ids])
+        held = weakref.ref(shelf._cache._layers[0].keys)
+        assert held() is not None
+        del shelf
+        assert held() is None
+    finally:
+        gc.enable()

@@ -28,12 +28,8 @@ class RowCache:
         # Eager attention adds the mask to the scores; the fused kernels take it as a boolean.
         self._mask_dtype = decoder.dtype if decoder.config._attn_implementation == "eager" else torch.bool
         self.lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
-        self._layers = [_RowLayer(self) for _ in range(decoder.config.num_hidden_layers)]
-        self._rows = torch.zeros(1, dtype=torch.long, device=device)
-        self._slots = torch.zeros(1, 0, dtype=torch.long, device=device)
-        self._end = 0
-        self._all = False
-        """Whether the pass is over every row, in order: then a view of the cache will do."""
+        self._pass = _Pass(device, num_rows)
+        self._layers = [_RowLayer(self._pass) for _ in range(decoder.config.num_hidden_layers)]
 
     def plan(self, rows: Sequence[int], width: int) -> dict[str, Any]:
         """Decoder arguments for feeding ``width`` tokens to each of ``rows`` at the end of what it holds.
@@ -41,18 +37,18 @@ class RowCache:
         Returns ``past_key_values``, ``position_ids`` [b, width] and ``attention_mask`` [b, 1, width, S']: every token
         sees its row up to itself.
         """
-        device = self.lengths.device
-        self._rows = torch.tensor(rows, dtype=torch.long, device=device)
-        self._slots = self.lengths[self._rows, None] + torch.arange(width, device=device)
-        self._end = int(self._slots.max()) + 1
-        self._all = list(rows) == list(range(len(self.lengths)))
-        visible = torch.arange(self._end, device=device) <= self._slots[:, None, :, None]
+        device, now = self.lengths.device, self._pass
+        now.rows = torch.tensor(rows, dtype=torch.long, device=device)
+        now.slots = self.lengths[now.rows, None] + torch.arange(width, device=device)
+        now.end = int(now.slots.max()) + 1
+        now.whole = list(rows) == list(range(now.num_rows))
+        visible = torch.arange(now.end, device=device) <= now.slots[:, None, :, None]
         if self._mask_dtype != torch.bool:
             lowest = torch.finfo(self._mask_dtype).min
             visible = torch.zeros_like(visible, dtype=self._mask_dtype).masked_fill(~visible, lowest)
         return {
             "past_key_values": Cache(layers=list(self._layers)),
-            "position_ids": self._slots.clamp(max=self._max_position),  # padding may lie beyond the last position
+            "position_ids": now.slots.clamp(max=self._max_position),  # padding may lie beyond the last position
             "attention_mask": visible,
             "use_cache": True,
         }
@@ -64,7 +60,8 @@ class RowCache:
     def add(self) -> int:
         """A further row, which holds nothing."""
         self.lengths = torch.nn.functional.pad(self.lengths, (0, 1))
-        return len(self.lengths) - 1
+        self._pass.num_rows += 1
+        return self._pass.num_rows - 1
 
     def copy(self, source: int, targets: Sequence[int], count: int) -> None:
         """Let ``targets`` hold the first ``count`` tokens of row ``source``, and nothing else."""
@@ -75,21 +72,33 @@ class RowCache:
                 layer.copy(source, others, count)
 
 
+class _Pass:
+    """Where the tokens being fed go. Layers hold this and not the cache: a cycle would outlive the rollout's end."""
+
+    def __init__(self, device: torch.device, num_rows: int) -> None:
+        self.num_rows = num_rows
+        """Of the whole cache."""
+        self.rows = torch.zeros(1, dtype=torch.long, device=device)
+        self.slots = torch.zeros(1, 0, dtype=torch.long, device=device)
+        self.end = 0
+        self.whole = False
+        """Whether it is over every row, in order: then a view of the cache will do."""
+
+
 class _RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers is partly typed
     keys: Tensor
     values: Tensor
 
-    def __init__(self, owner: RowCache) -> None:
+    def __init__(self, now: _Pass) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._owner = owner
+        self._pass = now
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        rows, slots = self._owner._rows, self._owner._slots
-        end = self._owner._end
+        rows, slots, end = self._pass.rows, self._pass.slots, self._pass.end
         self._reserve(key_states, end)
         self.keys[rows[:, None], :, slots] = key_states.transpose(1, 2)
         self.values[rows[:, None], :, slots] = value_states.transpose(1, 2)
-        if self._owner._all:
+        if self._pass.whole:
             return self.keys[:, :, :end], self.values[:, :, :end]
         return self.keys[rows, :, :end], self.values[rows, :, :end]
 
@@ -99,8 +108,8 @@ class _RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers 
         self.values[targets, :, :count] = self.values[source, :, :count].clone()
 
     def _reserve(self, like: Tensor, slots: int) -> None:
-        """Make room for all rows of the owner, and for ``slots`` tokens in each."""
-        rows = len(self._owner.lengths)
+        """Make room for all rows of the cache, and for ``slots`` tokens in each."""
+        rows = self._pass.num_rows
         if not self.is_initialized:
             self.lazy_initialization(like, like)
             self.keys = like.new_zeros(rows, like.shape[1], 0, like.shape[3])
